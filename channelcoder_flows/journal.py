@@ -237,6 +237,19 @@ class Totals(Frozen):
                 pass
         return self.model_copy(update=new)
 
+    def info(self, path: str) -> SessionInfo:
+        """Return the totals of a session as a line of `session list`."""
+        created = self.created or now()
+        return SessionInfo(
+            name=self.name,
+            path=path,
+            created=created,
+            last_active=self.last_active or created,
+            message_count=self.messages,
+            turns=self.turns,
+            cost_usd=self.cost_usd,
+        )
+
 
 class SessionInfo(CamelFrozen):
     """One line of `session list`."""

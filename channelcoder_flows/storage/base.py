@@ -1,17 +1,20 @@
 """What a store of sessions must do.
 
-Two protocols. `SessionStorage` is ChannelCoder's: three methods that take and give whole sessions; anyone can write one
-(`adapter.py` makes it a journal store). `JournalStorage` adds what makes a turn safe: compare-and-append, deltas, a lock.
+Two protocols. `SessionStorage` is ChannelCoder's: three methods that take and give whole sessions; anyone can write
+one (`adapter.py` makes it a journal store). `JournalStorage` adds what makes a turn safe: compare-and-append, deltas,
+a lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeGuard
 
-from channelcoder_flows.errors import SessionError
-from channelcoder_flows.journal import Event, SessionInfo, SessionState
+from channelcoder_flows.errors import SessionConflict, SessionError, SessionNotFound, StorageError
+from channelcoder_flows.journal import Created, Event, SessionInfo, SessionState
 
 NAME_LIMIT = 200
 """Characters of a session name."""
@@ -47,7 +50,7 @@ class JournalStorage(SessionStorage, Protocol):
         """Add events after number `expect`, all or none, durable on return; return the last one's number.
 
         `deltas` (sha256 of the bytes to the bytes) are durable before the events that name them.
-        The first event of a session (`expect=0`) is a `Created` with its name.
+        The first event of a session (`expect=0`) is a `Created` with its name. Without events nothing happens.
 
         Raises:
             SessionConflict: the session is not at `expect`; nothing was written.
@@ -56,7 +59,10 @@ class JournalStorage(SessionStorage, Protocol):
         ...
 
     async def read(self, name: str, *, since: int = 0) -> Sequence[Event]:
-        """Return the events after number `since`. Raises `SessionNotFound`, `JournalDamaged`."""
+        """Return the events after number `since`. Raises `SessionNotFound`, `JournalDamaged`.
+
+        The `Created` event has the session's present name, whatever it was called when it began.
+        """
         ...
 
     async def delta(self, name: str, sha256: str) -> bytes:
@@ -117,3 +123,61 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_append(name: str, events: Sequence[Event], expect: int, deltas: Mapping[str, bytes]) -> None:
+    """Hold an append to the rules of `JournalStorage.append`, before anything is written.
+
+    Raises:
+        SessionError: the name cannot be a session's.
+        StorageError: a session that does not begin with its `Created`, or a delta that is not what its id says.
+    """
+    check_name(name)
+    begins = [number for number, event in enumerate(events, expect + 1) if isinstance(event, Created)]
+    if begins != ([1] if expect == 0 else []):
+        raise StorageError(f"session {name!r}: the event `session` is the first one, and only that")
+    if isinstance(events[0], Created) and events[0].name != name:
+        raise StorageError(f"session {name!r} cannot begin as {events[0].name!r}: give both the same name")
+    for sha256, data in deltas.items():
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError(f"session {name!r}: delta {sha256[:12]} is not what its sha256 says")
+
+
+def events_to_save(state: SessionState, name: str | None) -> tuple[str, tuple[Event, ...]]:
+    """Return the name to keep `state` under (given, its own, or its Claude session id), and its journal.
+
+    Raises:
+        SessionError: there is no usable name.
+        StorageError: the state has no journal.
+    """
+    name = check_name(name or state.metadata.name or state.current_session_id or "")
+    if not state.journal:
+        raise StorageError(f"session {name!r} comes without its journal: keep all fields of a `SessionState`")
+    events = with_name(state.journal, name)
+    check_append(name, events, 0, state.deltas)
+    return name, events
+
+
+def with_name(events: Iterable[Event], name: str) -> tuple[Event, ...]:
+    """Return the events with `name` as the session's name."""
+    return tuple(
+        event.model_copy(update={"name": name}) if isinstance(event, Created) and event.name != name else event
+        for event in events
+    )
+
+
+def not_found(name: str, names: Iterable[str]) -> SessionNotFound:
+    """Return the error for a session that is not among `names`; it says the nearest ones."""
+    nearest = tuple(difflib.get_close_matches(name, list(names), n=3, cutoff=0.5))
+    hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "`channelcoder session list` shows all"
+    return SessionNotFound(f"there is no session {name!r}: {hint}", name=name, nearest=nearest)
+
+
+def conflict(name: str, expected: int, found: int) -> SessionConflict:
+    """Return the error for an append that came second."""
+    return SessionConflict(
+        f"session {name!r} has {found} events, not {expected}: another writer was first; load it and go on from there",
+        name=name,
+        expected=expected,
+        found=found,
+    )
