@@ -1,0 +1,211 @@
+"""What a transcript says of each exchange in it: who asked, whether the answer is all there, what it cost.
+
+An exchange begins with a user's message and runs to the next one. The rules were read off Claude Code 2.1.330: an
+answer is finished by an assistant entry with `stop_reason: end_turn`, or by a `StructuredOutput` call with a successful
+result; a `<synthetic>` assistant entry is an API error; `cost-state` lines carry the conversation's running total.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+from channelcoder_flows.journal import now
+from channelcoder_flows.turn import Message, Usage
+
+OUTPUT_TOOL = "StructuredOutput"
+COST_STATE = b'"cost-state"'
+
+
+class Exchange(NamedTuple):
+    """One exchange, from its place in the bytes it was read from."""
+
+    turn_id: str
+    start: int
+    end: int
+    prompt: str
+    text: str
+    output: Any
+    finished: bool
+    """A plain answer is all there."""
+    finished_output: bool
+    """A structured answer is all there."""
+    usage: Usage
+    model_calls: int
+    model: str
+    total_cost: float | None
+    """US dollars of the whole conversation at its end; None where Claude Code did not come to say."""
+    began: datetime
+    ended: datetime
+
+    def messages(self, session_id: str) -> tuple[Message, ...]:
+        """Return what was said, in ChannelCoder's shape."""
+        asked = Message(role="user", content=self.prompt, timestamp=self.began, session_id=session_id)
+        answered = Message(role="assistant", content=self.text, timestamp=self.ended, session_id=session_id)
+        return (asked, answered) if self.text else (asked,)
+
+
+def exchanges(data: bytes) -> list[Exchange]:
+    """Return the exchanges in a transcript, or in the end of one; a torn last line does not count."""
+    found: list[_Reader] = []
+    gap = 0
+    for start, end, entry in _entries(data):
+        asked = _asked(entry)
+        if asked is not None and not (found and found[-1].asked_same(entry)):
+            if found:
+                found[-1].end = gap or start
+            found.append(_Reader(entry, gap if found and gap else start, asked))
+        elif found:
+            found[-1].take(entry)
+        # What is queued stands before the message it becomes.
+        if entry.get("type") != "queue-operation":
+            gap = end
+    if found:
+        found[-1].end = len(data)
+    return [reader.exchange() for reader in found]
+
+
+def last_total_cost(data: bytes) -> float:
+    """Return the conversation's running total in US dollars, as the last `cost-state` line has it."""
+    end = len(data)
+    while (at := data.rfind(COST_STATE, 0, end)) >= 0:
+        start = data.rfind(b"\n", 0, at) + 1
+        stop = data.find(b"\n", at)
+        entry = _entry(data[start : stop if stop >= 0 else len(data)])
+        if entry.get("type") == "cost-state":
+            return _number(entry.get("totalCostUSD"))
+        end = at
+    return 0.0
+
+
+class _Reader:
+    """Reads one exchange, entry by entry."""
+
+    def __init__(self, entry: dict[str, Any], start: int, prompt: str) -> None:
+        self.start, self.end, self.prompt = start, start, prompt
+        self.turn_id = str(entry.get("uuid") or "")
+        self.prompt_id = entry.get("promptId")
+        self.began = self.ended = _time(entry)
+        self.texts: dict[str, list[str]] = {}
+        self.usages: dict[str, Usage] = {}
+        self.model = ""
+        self.stopped = False
+        self.calls: dict[str, Any] = {}
+        self.output: Any = None
+        self.output_given = False
+        self.total_cost: float | None = None
+
+    def asked_same(self, entry: dict[str, Any]) -> bool:
+        """Return whether a user entry belongs to this exchange, such as the note of an interruption."""
+        return self.prompt_id is not None and entry.get("promptId") == self.prompt_id
+
+    def take(self, entry: dict[str, Any]) -> None:
+        kind = entry.get("type")
+        if kind == "cost-state":
+            self.total_cost = _number(entry.get("totalCostUSD"))
+        if entry.get("isSidechain"):
+            return
+        if kind == "assistant":
+            self._take_answer(entry, as_object(entry.get("message")))
+        elif kind == "user":
+            for block in _blocks(entry):
+                if block.get("type") == "tool_result" and not block.get("is_error"):
+                    call = block.get("tool_use_id")
+                    if call in self.calls:
+                        self.output, self.output_given = self.calls[call], True
+
+    def _take_answer(self, entry: dict[str, Any], message: dict[str, Any]) -> None:
+        if message.get("model") == "<synthetic>":
+            self.stopped = self.stopped and not entry.get("isApiErrorMessage")
+            return
+        self.ended = _time(entry)
+        key = str(message.get("id") or len(self.usages))
+        self.model = str(message.get("model") or self.model)
+        self.usages[key] = usage_of(message.get("usage"))
+        self.stopped = message.get("stop_reason") in ("end_turn", "stop_sequence")
+        texts = self.texts.setdefault(key, [])
+        for block in _blocks({"message": message}):
+            if block.get("type") == "text":
+                texts.append(str(block.get("text") or ""))
+            elif block.get("type") == "tool_use" and block.get("name") == OUTPUT_TOOL:
+                self.calls[str(block.get("id"))] = block.get("input")
+
+    def exchange(self) -> Exchange:
+        said = [texts for texts in self.texts.values() if texts]
+        return Exchange(
+            turn_id=self.turn_id,
+            start=self.start,
+            end=self.end,
+            prompt=self.prompt,
+            text="".join(said[-1]) if said else "",
+            output=self.output,
+            finished=self.stopped,
+            finished_output=self.output_given,
+            usage=sum(self.usages.values(), Usage()),
+            model_calls=len(self.usages),
+            model=self.model,
+            total_cost=self.total_cost,
+            began=self.began,
+            ended=self.ended,
+        )
+
+
+def usage_of(raw: Any) -> Usage:
+    """Return the tokens of one `usage` object of the Messages API."""
+    counts = {field: as_object(raw).get(field) for field in Usage.model_fields}
+    return Usage(**{field: count for field, count in counts.items() if isinstance(count, int)})
+
+
+def _asked(entry: dict[str, Any]) -> str | None:
+    """Return the text of a message that someone sent, None for everything else."""
+    if entry.get("type") != "user" or entry.get("isMeta") or entry.get("isSidechain") or entry.get("isCompactSummary"):
+        return None
+    content = _content(entry)
+    if isinstance(content, str):
+        return content
+    blocks = _blocks(entry)
+    if any(block.get("type") == "tool_result" for block in blocks):
+        return None
+    texts = [str(block.get("text") or "") for block in blocks if block.get("type") == "text"]
+    return "\n".join(texts) if texts else None
+
+
+def _content(entry: dict[str, Any]) -> object:
+    return as_object(entry.get("message")).get("content")
+
+
+def _blocks(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    content = _content(entry)
+    return [as_object(block) for block in cast("list[Any]", content)] if isinstance(content, list) else []
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return a JSON object as it is, and an empty one for anything else: what others write is never trusted."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    start = 0
+    while (newline := data.find(b"\n", start)) >= 0:
+        yield start, newline + 1, _entry(data[start:newline])
+        start = newline + 1
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    try:
+        return as_object(json.loads(line))
+    except ValueError:
+        return {}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _time(entry: dict[str, Any]) -> datetime:
+    try:
+        return datetime.fromisoformat(str(entry["timestamp"]))
+    except (KeyError, ValueError):
+        return now()
