@@ -209,8 +209,11 @@ def _checked(given: Mapping[str, Any], sources: Mapping[str, str], *, base: Path
     return _Layer(values, sources)
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
 def _absolute(key: str, text: str, base: Path, home: Path) -> str:
-    if key == "store" and "://" in text:
+    if key == "store" and _URL.match(text):
         return text
     # A bare word is a command to look up in PATH.
     if key == "claude_path" and "/" not in text and text != "~":

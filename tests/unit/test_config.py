@@ -94,6 +94,7 @@ def test_found_upwards_and_nearest_only(project: Path, home: Path) -> None:
         ("/srv/sessions", "/srv/sessions"),
         ("~/sessions", "{home}/sessions"),
         ("postgresql://db/sessions", "postgresql://db/sessions"),
+        ("memory:", "memory:"),
     ],
 )
 def test_paths_start_at_their_file(project: Path, home: Path, text: str, expected: str) -> None:
