@@ -45,6 +45,6 @@ clean: ## Remove what the other targets made
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is missing (Debian: apt-get install python3 python3-venv)" >&2; exit 1; }
 	@test -n "$$(command -v git)" || { echo "git is missing (Debian: apt-get install git)" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
