@@ -17,7 +17,7 @@ from channelcoder_flows.testing.script import Said
 OUTPUT_TOOL = "StructuredOutput"
 """The tool by which Claude Code takes structured output."""
 
-_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
+_NOT_HUMAN = re.compile(r"<system-reminder>.*?</system-reminder>|\A\[structured-output-enforce\].*", re.DOTALL)
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -41,17 +41,16 @@ def texts(content: Any) -> list[str]:
 def last_prompt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
     """Return the last text a human (or the step) wrote, and how many answers came after it.
 
-    Claude Code adds `<system-reminder>` texts of its own, and sends tool results in the user's name; an
-    interrupted prompt stays in the same message, before the one that counts.
+    Claude Code speaks in the user's name too: tool results, `<system-reminder>` texts, and the reminder that
+    structured output is still missing. An interrupted prompt stays in the same message, before the one that counts.
     """
     answers = 0
     for message in reversed(messages):
-        if message.get("role") == "assistant":
-            answers += 1
-            continue
-        for text in reversed(texts(message.get("content"))):
-            if prompt := _REMINDER.sub("", text).strip():
-                return prompt, answers
+        answers += message["role"] == "assistant"
+        if message["role"] == "user":
+            for text in reversed(texts(message.get("content"))):
+                if prompt := _NOT_HUMAN.sub("", text).strip():
+                    return prompt, answers
     return "", answers
 
 
