@@ -257,8 +257,13 @@ def _explain(exc: ValidationError) -> str:
             where += f".{part}" if where else part
     problem = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), 1)
-        problem = f"there is no such key; did you mean {nearest[0]}?" if nearest else "there is no such key here"
+        known = _known_keys()
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        problem = "there is no such key here"
+        if first["loc"][-1] in known:
+            problem = "does not belong here"
+        elif nearest:
+            problem = f"there is no such key; did you mean {nearest[0]}?"
     elif not where and first["type"] == "tuple_type":
         problem = "a script is a list of rules, each with `reply` and mostly `when`"
     return f"{where}: {problem}" if where else problem
