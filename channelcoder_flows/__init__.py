@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from channelcoder_flows.journal import SessionInfo, SessionState
     from channelcoder_flows.storage import open_storage
     from channelcoder_flows.storage.base import JournalStorage, SessionStorage
+    from channelcoder_flows.storage.file import FileSessionStorage
     from channelcoder_flows.storage.memory import MemorySessionStorage
     from channelcoder_flows.turn import Message, RetryPolicy, SessionRef, StreamChunk, TurnOptions, TurnResult, Usage
 
@@ -54,6 +55,7 @@ __all__ = [
     "ChannelCoderError",
     "ClaudeNotFound",
     "ConfigError",
+    "FileSessionStorage",
     "FlowError",
     "FlowNotFound",
     "InputError",
@@ -100,6 +102,7 @@ _HOMES = {
     "journal": ("SessionInfo", "SessionState"),
     "storage": ("open_storage",),
     "storage.base": ("JournalStorage", "SessionStorage"),
+    "storage.file": ("FileSessionStorage",),
     "storage.memory": ("MemorySessionStorage",),
     "turn": ("Message", "RetryPolicy", "SessionRef", "StreamChunk", "TurnOptions", "TurnResult", "Usage"),
 }
