@@ -102,6 +102,15 @@ def is_journal_storage(storage: SessionStorage) -> TypeGuard[JournalStorage]:
     return all(hasattr(storage, method) for method in ("append", "read", "delta", "rename", "remove", "lock"))
 
 
+def is_name(name: str) -> bool:
+    """Return whether a session can be called that."""
+    try:
+        check_name(name)
+    except SessionError:
+        return False
+    return True
+
+
 def check_name(name: str) -> str:
     """Return `name` when a session can be called that: 1 to 200 characters of any text.
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from channelcoder_flows.errors import SessionBusy
+from channelcoder_flows.storage.disk import is_at, make_private, open_private, storage_error
 
 FIRST_DELAY, LAST_DELAY = 0.002, 0.25
 """Seconds between two tries: the first, and what it grows to."""
@@ -40,6 +41,7 @@ async def file_lock(
 
     Raises:
         SessionBusy: another holder kept it for longer than `wait`.
+        StorageError: the file cannot be made.
     """
     descriptor = await _acquire(path, name, wait, on_wait)
     try:
@@ -47,7 +49,7 @@ async def file_lock(
     finally:
         # Without a thread: nothing here can wait, and a cancelled task must not leave with the lock.
         with contextlib.suppress(OSError):
-            if not keep() and _is_at(descriptor, path):
+            if not keep() and is_at(descriptor, path):
                 _clear(path)
         os.close(descriptor)
 
@@ -83,6 +85,8 @@ async def _try(path: Path) -> int | None:
     except asyncio.CancelledError:
         attempt.add_done_callback(_give_back)
         raise
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
 
 
 def _give_back(attempt: asyncio.Future[int | None]) -> None:
@@ -93,15 +97,15 @@ def _give_back(attempt: asyncio.Future[int | None]) -> None:
 def try_lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock, or None when another one does."""
     while True:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue  # a holder that went took the directory along
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The file may have been removed or replaced between open and lock: then this locks nothing.
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 return descriptor
@@ -112,13 +116,6 @@ def try_lock(path: Path) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _clear(path: Path) -> None:

@@ -1,0 +1,99 @@
+"""What stores ask of the file system: private files, durable writes, and errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from channelcoder_flows.errors import StorageError
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for nobody but the user."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    except FileNotFoundError:
+        make_private(directory.parent)
+        make_private(directory)
+    else:
+        directory.chmod(0o700)  # the umask may have taken even this
+
+
+def open_private(file: Path, flags: int) -> int:
+    """Open a file that is no link; a new one is for nobody but the user."""
+    descriptor = os.open(file, flags | os.O_NOFOLLOW, 0o600)
+    if flags & os.O_CREAT:
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def is_at(descriptor: int, file: Path) -> bool:
+    """Return whether the open file is still the one at that path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def read_from(descriptor: int, offset: int) -> bytes:
+    """Return the file's bytes from `offset` to its end."""
+    parts: list[bytes] = []
+    while part := os.pread(descriptor, max(0, os.fstat(descriptor).st_size - offset), offset):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write `data` at `offset` as the file's new end, durably; a failure cuts the file back to `offset`."""
+    try:
+        os.ftruncate(descriptor, offset)
+        view, position = memoryview(data), offset
+        while view:
+            written = os.pwrite(descriptor, view, position)
+            view, position = view[written:], position + written
+        sync(descriptor)
+    except OSError:
+        # If this fails too, what is left has no newline, or is found by the next writer's `expect`.
+        with suppress(OSError):
+            os.ftruncate(descriptor, offset)
+            sync(descriptor)
+        raise
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file's bytes are on the disk."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until a directory's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(exc: OSError, path: Path) -> StorageError:
+    """Return the error for what the operating system refused, with what to do about it."""
+    match exc.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = "free some space and try again; what was saved before is intact"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = "make it yours to write, or keep sessions elsewhere with CHANNELCODER_SESSION_DIR"
+        case errno.ELOOP:
+            advice = "it is a link; put the real file or directory in its place"
+        case _:
+            advice = "what was saved before is intact"
+    return StorageError(f"{exc.filename or path}: {exc.strerror or exc}: {advice}")

@@ -1,0 +1,267 @@
+"""One session's directory: its journal and its deltas, changed only under the journal's lock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from channelcoder_flows.errors import JournalDamaged, SessionExists, StorageError
+from channelcoder_flows.journal import Event, Journal, SessionState
+from channelcoder_flows.storage.base import conflict, with_name
+from channelcoder_flows.storage.disk import is_at, make_private, open_private, read_from, sync_directory, write_at
+from channelcoder_flows.storage.journal_file import (
+    NOTHING,
+    DeltaIndex,
+    Summary,
+    Tail,
+    check_tail,
+    damaged,
+    events_of,
+    make_line,
+    read_index,
+    read_lines,
+    read_tail,
+)
+from channelcoder_flows.storage.names import directory_name
+
+JOURNAL: Final = "journal.jsonl"
+DELTAS: Final = "deltas.bin"
+NEW_JOURNAL: Final = "journal.new"
+TURN_LOCK: Final = "turn.lock"
+
+
+class SessionDirectory:
+    """The files of one session. A session that never began, or is gone, is a `FileNotFoundError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / JOURNAL
+        self.deltas = path / DELTAS
+        self.turn_lock = path / TURN_LOCK
+        self._index: tuple[int, DeltaIndex] = (0, {})
+        """How much of the journal was searched for deltas, and what was found."""
+
+    def summary(self) -> Summary:
+        """Return what the last line says of the session, from a bounded read. Raises `JournalDamaged`."""
+        descriptor = open_private(self.journal, os.O_RDONLY)
+        try:
+            return self._tail(descriptor).summary
+        finally:
+            os.close(descriptor)
+
+    def begun(self) -> bool:
+        """Return whether there is a session; one that is damaged or of a newer version is one."""
+        try:
+            self.summary()
+        except FileNotFoundError:
+            return False
+        except (JournalDamaged, StorageError):
+            return True
+        return True
+
+    def name(self, summary: Summary) -> str:
+        """Return the session's name: the one of its last two that the directory is called after."""
+        names = (summary.totals.name, summary.was, self.path.name)
+        return next((name for name in names if directory_name(name) == self.path.name), summary.totals.name)
+
+    def append(self, name: str, events: Sequence[Event], expect: int, deltas: Mapping[str, bytes]) -> None:
+        """Add events after number `expect`: the deltas are durable before the line that names them.
+
+        Raises:
+            SessionConflict: the session is not at `expect`.
+        """
+        try:
+            with self.locked(os.O_RDWR | (0 if expect else os.O_CREAT), fcntl.LOCK_EX) as journal:
+                before = read_tail(journal, self.journal) or NOTHING
+                check_tail(journal, before, self.journal)
+                if before.summary.seq != expect:
+                    raise conflict(name, expect, before.summary.seq)
+                index, end = self._write_deltas(deltas, before.summary.end)
+                write_at(journal, make_line(name, events, index, before, end=end), before.end)
+                if not expect:
+                    sync_directory(self.path)
+                    sync_directory(self.path.parent)
+        except FileNotFoundError:
+            raise conflict(name, expect, 0) from None
+
+    def read(self, since: int = 0) -> tuple[Event, ...]:
+        """Return the events after number `since`. Raises `JournalDamaged`."""
+        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
+            self._tail(journal)
+            data = read_from(journal, 0)
+        return tuple(self._events(data, since))
+
+    def state(self) -> SessionState:
+        """Return the whole session, deltas included. Raises `JournalDamaged`."""
+        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
+            name = self.name(self._tail(journal).summary)
+            data = read_from(journal, 0)
+            events = with_name(self._events(data, 0), name)
+            index = read_index(data)
+            return Journal(events).state({sha256: self._read_delta(index, sha256) for sha256 in index})
+
+    def delta(self, sha256: str) -> bytes:
+        """Return one delta. Raises `JournalDamaged`."""
+        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
+            self._tail(journal)
+            try:
+                return self._read_delta(self._search(journal, *self._index), sha256)
+            except JournalDamaged:
+                # The journal may have been replaced since it was searched.
+                return self._read_delta(self._search(journal, 0, {}), sha256)
+
+    def replace(self, name: str, events: Sequence[Event], deltas: Mapping[str, bytes]) -> None:
+        """Put another journal in the place of this one, in one step; deltas that are there stay where they are."""
+        new = self.path / NEW_JOURNAL
+        with self.locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as journal:
+            index = self._search(journal, 0, {})
+            known = {sha256: index[sha256] for sha256 in deltas if self._has(index, sha256)}
+            end = self.deltas.stat().st_size if self.deltas.exists() else 0
+            added, end = self._write_deltas({key: data for key, data in deltas.items() if key not in known}, end)
+            descriptor = open_private(new, os.O_RDWR | os.O_CREAT)
+            try:
+                write_at(descriptor, make_line(name, events, known | added, NOTHING, end=end), 0)
+                new.replace(self.journal)
+            except BaseException:
+                new.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+            sync_directory(self.path)
+            sync_directory(self.path.parent)
+
+    def move(self, target: SessionDirectory, new: str) -> None:
+        """Become the session `new` in the directory `target`.
+
+        The name is written first, beside the old one: which of the two counts is told by the directory, so a kill
+        between the two steps leaves the old name.
+
+        Raises:
+            SessionExists: there is a session in `target`.
+        """
+        taken = SessionExists(f"there is a session {new!r} already: choose another name", name=new)
+        with self.locked(os.O_RDWR, fcntl.LOCK_EX) as journal:
+            before = self._tail(journal)
+            check_tail(journal, before, self.journal)
+            if target.begun():
+                raise taken
+            write_at(journal, make_line(new, (), {}, before, end=before.summary.end), before.end)
+            try:
+                target.clear()
+                self.path.rename(target.path)
+            except OSError as exc:
+                os.ftruncate(journal, before.end)
+                if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise taken from None
+                raise
+            sync_directory(target.path.parent)
+
+    def leave(self, path: Path) -> None:
+        """Move the directory out of the store's names, to `path` beside it: from here on there is no such session."""
+        with self.locked(os.O_RDWR, fcntl.LOCK_EX):
+            if not self.begun():
+                raise FileNotFoundError(errno.ENOENT, "the session never began", str(self.journal))
+            self.path.rename(path)
+            sync_directory(path.parent)
+
+    def clear(self) -> None:
+        """Take away what a session that never began has left: its lock, an empty journal.
+
+        Raises:
+            OSError: `ENOTEMPTY`: it began meanwhile.
+        """
+        try:
+            with self.locked(os.O_RDWR, fcntl.LOCK_EX) as journal:
+                if read_tail(journal, self.journal) is None:
+                    for name in (DELTAS, NEW_JOURNAL, JOURNAL):
+                        (self.path / name).unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        if self.path.exists():
+            self.turn_lock.unlink(missing_ok=True)
+            self.path.rmdir()
+
+    @contextmanager
+    def locked(self, flags: int, operation: int) -> Generator[int]:
+        """Open the journal with `flags` and hold `flock` on it, waiting for whoever is writing.
+
+        The file may be replaced, moved or removed while we wait: then it is opened again.
+        """
+        create = flags & os.O_CREAT
+        while True:
+            if create:
+                make_private(self.path)
+            try:
+                descriptor = open_private(self.journal, flags)
+            except FileNotFoundError:
+                if create:
+                    continue  # the directory went between the two steps
+                raise
+            try:
+                fcntl.flock(descriptor, operation)
+                if is_at(descriptor, self.journal):
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _tail(self, descriptor: int) -> Tail:
+        tail = read_tail(descriptor, self.journal)
+        if tail is None:
+            raise FileNotFoundError(errno.ENOENT, "the session never began", str(self.journal))
+        return tail
+
+    def _events(self, data: bytes, since: int) -> Iterator[Event]:
+        for line in read_lines(data, self.journal):
+            if line.summary.seq > since:
+                yield from events_of(line, self.journal)[max(0, since - line.after) :]
+
+    def _search(self, journal: int, begin: int, known: DeltaIndex) -> DeltaIndex:
+        data = read_from(journal, begin)
+        index = known | read_index(data)
+        self._index = (begin + data.rfind(b"\n") + 1, index)
+        return index
+
+    def _has(self, index: DeltaIndex, sha256: str) -> bool:
+        try:
+            self._read_delta(index, sha256)
+        except JournalDamaged:
+            return False
+        return True
+
+    def _read_delta(self, index: DeltaIndex, sha256: str) -> bytes:
+        try:
+            offset, length = index[sha256]
+            descriptor = open_private(self.deltas, os.O_RDONLY)
+        except (KeyError, FileNotFoundError):
+            raise damaged(self.deltas) from None
+        try:
+            data = os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise damaged(self.deltas)
+        return data
+
+    def _write_deltas(self, deltas: Mapping[str, bytes], end: int) -> tuple[DeltaIndex, int]:
+        """Add deltas after the first `end` bytes, durably; return where they stand, and the new end."""
+        if not deltas:
+            return {}, end
+        descriptor = open_private(self.deltas, os.O_RDWR | os.O_CREAT)
+        try:
+            if os.fstat(descriptor).st_size < end:
+                raise damaged(self.deltas)
+            write_at(descriptor, b"".join(deltas.values()), end)
+        finally:
+            os.close(descriptor)
+        index: DeltaIndex = {}
+        for sha256, data in deltas.items():
+            index[sha256] = (end, len(data))
+            end += len(data)
+        return index, end
