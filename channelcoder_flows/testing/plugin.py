@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from channelcoder_flows.testing.model import ScriptedModel
 
-_FOREIGN = ("ANTHROPIC_", "CLAUDE", "CHANNELCODER_", "AWS_", "GOOGLE_", "VERTEX_")
+_FOREIGN = ("ANTHROPIC_", "CLAUDE", "CHANNELCODER_")
 """What begins so may lead Claude Code to another account or API."""
 
 
