@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from pydantic import BaseModel
+
 from channelcoder_flows.testing.script import Said
 
 OUTPUT_TOOL = "StructuredOutput"
@@ -30,6 +32,16 @@ _ERROR_TYPES = {
 }
 
 
+class Call(BaseModel):
+    """What a model call must say, and what of it counts here; the rest is let pass."""
+
+    messages: tuple[dict[str, Any], ...]
+    model: str = ""
+    system: str | tuple[dict[str, Any], ...] = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    stream: bool = False
+
+
 def texts(content: Any) -> list[str]:
     """Return the texts of a message's or a system prompt's content: a string, or a list of blocks."""
     if isinstance(content, str):
@@ -46,8 +58,8 @@ def last_prompt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
     """
     answers = 0
     for message in reversed(messages):
-        answers += message["role"] == "assistant"
-        if message["role"] == "user":
+        answers += message.get("role") == "assistant"
+        if message.get("role") == "user":
             for text in reversed(texts(message.get("content"))):
                 if prompt := _NOT_HUMAN.sub("", text).strip():
                     return prompt, answers

@@ -300,14 +300,16 @@ def test_other_endpoints_are_harmless(tmp_path: Path) -> None:
             ("POST", "/v1/messages/count_tokens", b"{}"),
             ("POST", "/api/event_logging", b"\xff"),
             ("POST", "/v1/messages", b"no json"),
+            ("POST", "/v1/messages", b"[]"),
         ):
             connection.request(method, path, body)
             response = connection.getresponse()
             answers.append((response.status, response.read()[:18]))
         connection.close()
         bad_request = b'{"type": "error", '
-        assert answers == [(200, b""), (200, b"{}"), (200, b'{"input_tokens": 1'), (200, b"{}"), (400, bad_request)]
-        assert (len(model.ledger.others), model.requests) == (5, [])
+        assert answers[:4] == [(200, b""), (200, b"{}"), (200, b'{"input_tokens": 1'), (200, b"{}")]
+        assert answers[4:] == [(400, bad_request)] * 2
+        assert (len(model.ledger.others), model.requests) == (6, [])
 
 
 def test_without_a_stream(tmp_path: Path) -> None:
@@ -356,6 +358,33 @@ def test_stop_leaves_nothing_behind() -> None:
     assert [(request.ended, request.paid) for request in model.requests] == [(True, False)] * 2
     with ScriptedModel([{"reply": "again"}], port=port) as again:
         assert b"again" in post(again)
+
+
+@pytest.mark.parametrize("fault", [{"drop": "mid"}, {"malformed": "garbage"}, {"malformed": "truncated"}])
+def test_an_empty_answer_can_break_off_too(fault: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """A break with nothing in it breaks off after its beginning; the model itself does not stumble."""
+    with ScriptedModel([{"reply": {**fault, "text": ""}}]) as model:
+        try:
+            said = post(model, stream=True)
+        except http.client.IncompleteRead as exc:
+            said = exc.partial
+        assert b"message_start" in said
+        assert b"message_stop" not in said
+        assert [(request.status, request.paid) for request in model.requests] == [(200, False)]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_client_that_does_not_wait_its_turn_is_let_go() -> None:
+    """A client that sends on while it is stalled cannot keep the model from stopping."""
+    with ScriptedModel([{"reply": {"stall": "start"}}]) as model:
+        body = b'{"messages": [{"role": "user", "content": "Hi"}]}'
+        head = f"POST /v1/messages HTTP/1.1\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", int(model.url.rpartition(":")[2])), timeout=10) as connection:
+            connection.sendall(head + body)
+            model.wait_for("Hi")
+            connection.sendall(head)
+            assert connection.recv(1) == b""
+        assert [request.paid for request in model.requests] == [False]
 
 
 SERVE = [sys.executable, "-m", "channelcoder_flows.testing.model"]

@@ -15,6 +15,7 @@ from channelcoder_flows import testing
 from channelcoder_flows.errors import ConfigError
 from channelcoder_flows.testing import wire
 from channelcoder_flows.testing.model import ScriptedModel
+from channelcoder_flows.testing.playback import Playback
 from channelcoder_flows.testing.script import Answer, Break, Refusal, Rule, Script, ToolCall, matches
 
 YAML = """
@@ -120,13 +121,13 @@ def test_when(when: str | None, prompt: str, meant: bool) -> None:
 
 def test_first_rule_wins() -> None:
     """Rules are tried in order, so that a general one can stand last."""
-    model = ScriptedModel([{"when": "plan", "reply": "A"}, {"when": "plan it", "reply": "B"}, {"reply": "C"}])
-    assert [picked(model, prompt) for prompt in ("plan it", "plan", "other")] == ["A", "A", "C"]
+    playback = Playback(Script.of([{"when": "plan", "reply": "A"}, {"when": "plan it", "reply": "B"}, {"reply": "C"}]))
+    assert [picked(playback, prompt) for prompt in ("plan it", "plan", "other")] == ["A", "A", "C"]
 
 
 def test_nothing_scripted_is_recognised() -> None:
     """A prompt without a rule gets an answer that quotes it, and is marked in the ledger."""
-    kind, reply = ScriptedModel([{"when": "x", "reply": "X"}]).pick("Do that", 0)
+    kind, reply = Playback(Script.of([{"when": "x", "reply": "X"}])).pick("Do that", 0)
     assert kind == "unscripted"
     assert isinstance(reply, Answer)
     assert reply.text == "Nothing was scripted for this prompt: Do that"
@@ -134,20 +135,22 @@ def test_nothing_scripted_is_recognised() -> None:
 
 def test_when_replies_run_out() -> None:
     """The last text is repeated; after a last tool call or output the turn comes to an end instead of looping."""
-    model = ScriptedModel(
-        [{"when": "text", "reply": ["one", "two"]}, {"when": "tool", "reply": [{"tool": "Read", "input": {}}]}]
+    playback = Playback(
+        Script.of(
+            [{"when": "text", "reply": ["one", "two"]}, {"when": "tool", "reply": [{"tool": "Read", "input": {}}]}]
+        )
     )
-    assert [picked(model, "text", call) for call in range(4)] == ["one", "two", "two", "two"]
-    assert [picked(model, "tool", call) for call in range(3)] == [None, "Done.", "Done."]
+    assert [picked(playback, "text", call) for call in range(4)] == ["one", "two", "two", "two"]
+    assert [picked(playback, "tool", call) for call in range(3)] == [None, "Done.", "Done."]
 
 
 def test_a_last_fault_lasts_unless_it_says_times() -> None:
     """`error: 401` alone means every time; with `times` it passes."""
-    model = ScriptedModel(
-        [{"when": "always", "reply": {"error": 401}}, {"when": "twice", "reply": {"error": 500, "times": 2}}]
+    playback = Playback(
+        Script.of([{"when": "always", "reply": {"error": 401}}, {"when": "twice", "reply": {"error": 500, "times": 2}}])
     )
-    assert [model.pick("always", 0)[0] for _ in range(5)] == ["error"] * 5
-    assert [model.pick("twice", 0)[0] for _ in range(4)] == ["error", "error", "text", "text"]
+    assert [playback.pick("always", 0)[0] for _ in range(5)] == ["error"] * 5
+    assert [playback.pick("twice", 0)[0] for _ in range(4)] == ["error", "error", "text", "text"]
 
 
 faults = st.builds(Refusal, error=st.sampled_from([429, 500, 529]), times=st.none() | st.integers(1, 3)) | st.builds(
@@ -165,21 +168,21 @@ def test_every_answer_comes_in_order_and_every_fault_first(
     Asking for a turn again, as a resumed flow does, gives the same answers from the start.
     """
     script = [*replies, last]
-    model = ScriptedModel(Script(rules=(Rule(reply=tuple(script)),)))
+    playback = Playback(Script(rules=(Rule(reply=tuple(script)),)))
     got: list[Any] = []
     for call in range(sum(isinstance(reply, Answer) for reply in script)):
-        got.append(model.pick("p", call)[1])
+        got.append(playback.pick("p", call)[1])
         while not isinstance(got[-1], Answer):
-            got.append(model.pick("p", call)[1])
+            got.append(playback.pick("p", call)[1])
     assert got == [each for reply in script for each in [reply] * (getattr(reply, "times", 1) or 1)]
     if again:
         wanted = [reply for reply in script if isinstance(reply, Answer)]
-        assert [model.pick("p", call)[1] for call in range(len(wanted))] == wanted
+        assert [playback.pick("p", call)[1] for call in range(len(wanted))] == wanted
 
 
-def picked(model: ScriptedModel, prompt: str, call: int = 0) -> str | None:
+def picked(playback: Playback, prompt: str, call: int = 0) -> str | None:
     """Return the text of the answer a model call gets."""
-    reply = model.pick(prompt, call)[1]
+    reply = playback.pick(prompt, call)[1]
     assert isinstance(reply, Answer)
     return reply.text
 
