@@ -8,21 +8,21 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from channelcoder_flows.errors import StorageError
+
+_TRIES: Final = 100
+"""How often a directory may be taken away by another process between making it and making a file in it."""
 
 
 def make_private(directory: Path) -> None:
     """Make a directory, and those above it that are missing, for nobody but the user."""
-    try:
+    if directory.is_dir():
+        return
+    make_private(directory.parent)
+    with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    except FileExistsError:
-        if not directory.is_dir():
-            raise
-    except FileNotFoundError:
-        make_private(directory.parent)
-        make_private(directory)
-    else:
         directory.chmod(0o700)  # the umask may have taken even this
 
 
@@ -32,6 +32,15 @@ def open_private(file: Path, flags: int) -> int:
     if flags & os.O_CREAT:
         os.fchmod(descriptor, 0o600)
     return descriptor
+
+
+def create_private(file: Path) -> int:
+    """Open a file for reading and writing, made with its directory where they are missing."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            make_private(file.parent)
+            return open_private(file, os.O_RDWR | os.O_CREAT)
+    return open_private(file, os.O_RDWR | os.O_CREAT)
 
 
 def is_at(descriptor: int, file: Path) -> bool:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from channelcoder_flows.errors import SessionBusy
-from channelcoder_flows.storage.disk import is_at, make_private, open_private, storage_error
+from channelcoder_flows.storage.disk import create_private, is_at, storage_error
 
 FIRST_DELAY, LAST_DELAY = 0.002, 0.25
 """Seconds between two tries: the first, and what it grows to."""
@@ -97,11 +97,7 @@ def _give_back(attempt: asyncio.Future[int | None]) -> None:
 def try_lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock, or None when another one does."""
     while True:
-        make_private(path.parent)
-        try:
-            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:
-            continue  # a holder that went took the directory along
+        descriptor = create_private(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The file may have been removed or replaced between open and lock: then this locks nothing.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from channelcoder_flows.errors import SessionConflict, SessionNotFound
-from channelcoder_flows.journal import EVENT, Event, Journal
+from channelcoder_flows.journal import EVENT, Created, Event, Journal
 from channelcoder_flows.storage.base import JournalStorage, check_name
 from channelcoder_flows.turn import SessionRef
 
@@ -15,10 +16,12 @@ from channelcoder_flows.turn import SessionRef
 class OpenSession:
     """A session's name, its store, and `journal`: the fold of the events read and written so far."""
 
-    def __init__(self, storage: JournalStorage, name: str, journal: Journal) -> None:
+    def __init__(self, storage: JournalStorage, name: str, journal: Journal, *, session_id: str | None = None) -> None:
         self.storage = storage
         self.name = name
         self.journal = journal
+        self.session_id = session_id or str(uuid.uuid4())
+        """The Claude session id of the first turn, if the session is a new one."""
 
     @classmethod
     async def load(cls, storage: JournalStorage, name: str) -> OpenSession:
@@ -26,9 +29,14 @@ class OpenSession:
         return cls(storage, name, Journal(await storage.read(name)))
 
     @classmethod
-    def new(cls, storage: JournalStorage, name: str) -> OpenSession:
-        """Begin a session: the store hears of it with the first append. Raises `SessionError` for a bad name."""
-        return cls(storage, check_name(name), Journal())
+    def new(cls, storage: JournalStorage, name: str, *, session_id: str | None = None) -> OpenSession:
+        """Begin a session: the store hears of it with `begin`. Raises `SessionError` for a bad name."""
+        return cls(storage, check_name(name), Journal(), session_id=session_id)
+
+    async def begin(self) -> None:
+        """Write the first event, unless somebody has."""
+        if not self.journal.events:
+            await self.append(Created(name=self.name, session_id=self.session_id))
 
     @property
     def ref(self) -> SessionRef:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,10 +14,11 @@ from typing import Final
 from channelcoder_flows.errors import JournalDamaged, SessionExists, StorageError
 from channelcoder_flows.journal import Event, Journal, SessionState
 from channelcoder_flows.storage.base import conflict, with_name
-from channelcoder_flows.storage.disk import is_at, make_private, open_private, read_from, sync_directory, write_at
+from channelcoder_flows.storage.disk import create_private, is_at, open_private, read_from, sync_directory, write_at
 from channelcoder_flows.storage.journal_file import (
     NOTHING,
     DeltaIndex,
+    Line,
     Summary,
     Tail,
     check_tail,
@@ -42,10 +43,18 @@ class SessionDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.journal = path / JOURNAL
-        self.deltas = path / DELTAS
-        self.turn_lock = path / TURN_LOCK
         self._index: tuple[int, DeltaIndex] = (0, {})
         """How much of the journal was searched for deltas, and what was found."""
+
+    @property
+    def deltas(self) -> Path:
+        """The file of the transcript deltas."""
+        return self.path / DELTAS
+
+    @property
+    def turn_lock(self) -> Path:
+        """The file that is locked while a turn runs."""
+        return self.path / TURN_LOCK
 
     def summary(self) -> Summary:
         """Return what the last line says of the session, from a bounded read. Raises `JournalDamaged`."""
@@ -77,7 +86,7 @@ class SessionDirectory:
             SessionConflict: the session is not at `expect`.
         """
         try:
-            with self.locked(os.O_RDWR | (0 if expect else os.O_CREAT), fcntl.LOCK_EX) as journal:
+            with self._locked(create=not expect) as journal:
                 before = read_tail(journal, self.journal) or NOTHING
                 check_tail(journal, before, self.journal)
                 if before.summary.seq != expect:
@@ -88,27 +97,28 @@ class SessionDirectory:
                     sync_directory(self.path)
                     sync_directory(self.path.parent)
         except FileNotFoundError:
-            raise conflict(name, expect, 0) from None
+            if expect:
+                raise conflict(name, expect, 0) from None
+            raise
 
     def read(self, since: int = 0) -> tuple[Event, ...]:
         """Return the events after number `since`. Raises `JournalDamaged`."""
-        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
-            self._tail(journal)
-            data = read_from(journal, 0)
-        return tuple(self._events(data, since))
+        with self._locked(shared=True) as journal:
+            lines = self._lines(read_from(journal, 0))
+        return tuple(self._events(lines, since))
 
     def state(self) -> SessionState:
         """Return the whole session, deltas included. Raises `JournalDamaged`."""
-        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
-            name = self.name(self._tail(journal).summary)
+        with self._locked(shared=True) as journal:
             data = read_from(journal, 0)
-            events = with_name(self._events(data, 0), name)
+            lines = self._lines(data)
+            events = with_name(self._events(lines, 0), self.name(lines[-1].summary))
             index = read_index(data)
             return Journal(events).state({sha256: self._read_delta(index, sha256) for sha256 in index})
 
     def delta(self, sha256: str) -> bytes:
         """Return one delta. Raises `JournalDamaged`."""
-        with self.locked(os.O_RDONLY, fcntl.LOCK_SH) as journal:
+        with self._locked(shared=True) as journal:
             self._tail(journal)
             try:
                 return self._read_delta(self._search(journal, *self._index), sha256)
@@ -119,7 +129,7 @@ class SessionDirectory:
     def replace(self, name: str, events: Sequence[Event], deltas: Mapping[str, bytes]) -> None:
         """Put another journal in the place of this one, in one step; deltas that are there stay where they are."""
         new = self.path / NEW_JOURNAL
-        with self.locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as journal:
+        with self._locked(create=True) as journal:
             index = self._search(journal, 0, {})
             known = {sha256: index[sha256] for sha256 in deltas if self._has(index, sha256)}
             end = self.deltas.stat().st_size if self.deltas.exists() else 0
@@ -146,7 +156,7 @@ class SessionDirectory:
             SessionExists: there is a session in `target`.
         """
         taken = SessionExists(f"there is a session {new!r} already: choose another name", name=new)
-        with self.locked(os.O_RDWR, fcntl.LOCK_EX) as journal:
+        with self._locked() as journal:
             before = self._tail(journal)
             check_tail(journal, before, self.journal)
             if target.begun():
@@ -164,9 +174,9 @@ class SessionDirectory:
 
     def leave(self, path: Path) -> None:
         """Move the directory out of the store's names, to `path` beside it: from here on there is no such session."""
-        with self.locked(os.O_RDWR, fcntl.LOCK_EX):
+        with self._locked():
             if not self.begun():
-                raise FileNotFoundError(errno.ENOENT, "the session never began", str(self.journal))
+                raise self._never_began()
             self.path.rename(path)
             sync_directory(path.parent)
 
@@ -177,7 +187,7 @@ class SessionDirectory:
             OSError: `ENOTEMPTY`: it began meanwhile.
         """
         try:
-            with self.locked(os.O_RDWR, fcntl.LOCK_EX) as journal:
+            with self._locked() as journal:
                 if read_tail(journal, self.journal) is None:
                     for name in (DELTAS, NEW_JOURNAL, JOURNAL):
                         (self.path / name).unlink(missing_ok=True)
@@ -188,23 +198,18 @@ class SessionDirectory:
             self.path.rmdir()
 
     @contextmanager
-    def locked(self, flags: int, operation: int) -> Generator[int]:
-        """Open the journal with `flags` and hold `flock` on it, waiting for whoever is writing.
+    def _locked(self, *, create: bool = False, shared: bool = False) -> Generator[int]:
+        """Open the journal and hold `flock` on it, waiting for whoever is writing.
 
         The file may be replaced, moved or removed while we wait: then it is opened again.
         """
-        create = flags & os.O_CREAT
         while True:
             if create:
-                make_private(self.path)
+                descriptor = create_private(self.journal)
+            else:
+                descriptor = open_private(self.journal, os.O_RDONLY if shared else os.O_RDWR)
             try:
-                descriptor = open_private(self.journal, flags)
-            except FileNotFoundError:
-                if create:
-                    continue  # the directory went between the two steps
-                raise
-            try:
-                fcntl.flock(descriptor, operation)
+                fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
                 if is_at(descriptor, self.journal):
                     yield descriptor
                     return
@@ -214,11 +219,20 @@ class SessionDirectory:
     def _tail(self, descriptor: int) -> Tail:
         tail = read_tail(descriptor, self.journal)
         if tail is None:
-            raise FileNotFoundError(errno.ENOENT, "the session never began", str(self.journal))
+            raise self._never_began()
         return tail
 
-    def _events(self, data: bytes, since: int) -> Iterator[Event]:
-        for line in read_lines(data, self.journal):
+    def _lines(self, data: bytes) -> list[Line]:
+        lines = list(read_lines(data, self.journal))
+        if not lines:
+            raise self._never_began()
+        return lines
+
+    def _never_began(self) -> FileNotFoundError:
+        return FileNotFoundError(errno.ENOENT, "the session never began", str(self.journal))
+
+    def _events(self, lines: Iterable[Line], since: int) -> Iterator[Event]:
+        for line in lines:
             if line.summary.seq > since:
                 yield from events_of(line, self.journal)[max(0, since - line.after) :]
 
