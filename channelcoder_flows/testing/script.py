@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
+import yaml
 from pydantic import (
     BeforeValidator,
     Discriminator,
@@ -204,6 +205,20 @@ class Rule(Frozen):
         return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Scalars as in prompt files, by YAML 1.2: `on`, `no`, `010`, `1:30` and `2026-01-01` are texts."""
+
+
+# PyYAML has no types for its tables.
+_scalars: Any = _Loader
+_scalars.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "float", "merge")]
+    for first, resolvers in _scalars.yaml_implicit_resolvers.items()
+}
+_scalars.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?i:true|false)\Z"), list("tTfF"))
+_scalars.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), list("-+0123456789"))
+
+
 class Script(Frozen):
     """Rules, in the order in which they are tried."""
 
@@ -228,12 +243,10 @@ class Script(Frozen):
         Raises:
             ConfigError: the file cannot be read, or a rule in it does not fit; the message names file and key.
         """
-        import yaml
-
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            data = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
         except OSError as exc:
             raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
         except (ValueError, yaml.YAMLError) as exc:

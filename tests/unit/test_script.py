@@ -95,6 +95,16 @@ def test_a_wrong_script_names_file_and_key(tmp_path: Path, text: str, says: str)
     assert "\n" not in message
 
 
+def test_yaml_values_mean_what_they_say(tmp_path: Path) -> None:
+    """A tool's input is what stands in the file: no word becomes a boolean, no date an object, no time a number."""
+    said = "[no, on, y, 2026-01-01, 010, 1:30, true, 12, -3, 1.5, null, truely, '7']"
+    (tmp_path / "script.yaml").write_text(f"- reply: {{tool: Ask, input: {{said: {said}}}}}", encoding="utf-8")
+    reply = Script.load(tmp_path / "script.yaml").rules[0].reply[0]
+    assert isinstance(reply, Answer)
+    texts = ["no", "on", "y", "2026-01-01", "010", "1:30"]
+    assert reply.input == {"said": [*texts, True, 12, -3, 1.5, None, "truely", "7"]}
+
+
 def test_a_script_that_is_not_there_is_said(tmp_path: Path) -> None:
     """A missing file is an error that names it."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
