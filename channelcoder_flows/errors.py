@@ -36,7 +36,7 @@ A class's docstring is its default message. Errors carry their data as attribute
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 __all__ = [
     "ApiError",
@@ -75,7 +75,8 @@ __all__ = [
 class ChannelCoderError(Exception):
     """Something went wrong."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
+    """What a command ends with on this error."""
 
     def __init__(self, message: str = "", /, **data: Any) -> None:
         """Keep `message` (one line: what happened and what to do next) and `data` as attributes."""
@@ -207,6 +208,8 @@ class StorageError(ChannelCoderError):
     """The store cannot be read or written."""
 
     exit_code = 4
+    text: str = ""
+    """What Claude had answered, where it was the answer that could not be kept."""
 
 
 class PlaceError(ChannelCoderError):

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
-from channelcoder_flows.journal import now
 from channelcoder_flows.turn import Message, Usage
 
 OUTPUT_TOOL = "StructuredOutput"
@@ -208,4 +207,4 @@ def _time(entry: dict[str, Any]) -> datetime:
     try:
         return datetime.fromisoformat(str(entry["timestamp"]))
     except (KeyError, ValueError):
-        return now()
+        return datetime.now(UTC)

@@ -398,25 +398,34 @@ class Journal:
         self.mark.update({mark.path: mark for mark in entry.files})
 
     def _keep_turns(self, to: int) -> None:
-        kept: list[Entry] = []
-        for entry in self.entries:
-            if to == 0:
-                break
-            kept.append(entry)
-            to -= isinstance(entry, Turn)
+        kept = self.entries_to(to)
         self.entries, self.turns, self.messages, self.mark = [], [], [], {}
         for entry in kept:
             self._enter(entry)
 
+    def entries_to(self, turn: int) -> list[Entry]:
+        """Return the entries up to the end of turn `turn`; none for 0."""
+        kept: list[Entry] = []
+        for entry in self.entries:
+            if turn == 0:
+                break
+            kept.append(entry)
+            turn -= isinstance(entry, Turn)
+        return kept
+
     def message_count(self, to: int) -> int:
         """Return how many messages are left after a rewind to turn `to`."""
-        count = 0
-        for entry in self.entries:
-            if to == 0:
-                break
-            count += len(messages_of(entry))
-            to -= isinstance(entry, Turn)
-        return count
+        return sum(len(messages_of(entry)) for entry in self.entries_to(to))
+
+    def number_of(self, turn: Turn) -> int:
+        """Return the turn's number, from 1; 0 when it was taken back."""
+        numbers = (n for n in range(len(self.turns), 0, -1) if self.turns[n - 1].turn_id == turn.turn_id)
+        return next(numbers, 0)
+
+    def seq_of(self, turn: Turn) -> int:
+        """Return the sequence number of the event that is this turn; 0 when there is none."""
+        events = ((n, self.events[n - 1]) for n in range(self.seq, 0, -1))
+        return next((n for n, event in events if isinstance(event, Turn) and event.turn_id == turn.turn_id), 0)
 
     def state(self, deltas: Mapping[str, bytes] | None = None) -> SessionState:
         """Return the session as frozen data."""
@@ -447,3 +456,9 @@ def messages_of(entry: Entry) -> tuple[Message, ...]:
             return entry.messages
         case _:
             return ()
+
+
+def deltas_of(event: Event) -> tuple[str, ...]:
+    """Return the ids of the deltas that an event names."""
+    names = (getattr(event, "delta", None), getattr(event, "tail", None))
+    return tuple(name for name in names if name)

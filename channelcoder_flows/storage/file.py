@@ -86,8 +86,8 @@ class FileSessionStorage:
     async def list(self) -> Sequence[SessionInfo]:
         """Return every session's metadata, latest activity first, from the last 4 KiB of each journal.
 
-        A session whose journal ends in damage is listed with what is known (its directory's name and times) and a
-        warning is logged; damage further up is found by `read` and `load`.
+        A session whose journal cannot be opened or ends in damage is listed with what is known, its directory's name
+        and time, and a warning is logged; damage further up is found by `read` and `load`.
         """
         return await self._in_thread(self._list)
 
@@ -113,7 +113,7 @@ class FileSessionStorage:
         A session's lock is in its directory and goes with it through a rename; a name that begins with `run/` is a
         run's, and its lock is apart from the sessions.
         """
-        session = await self._in_thread(self._locked_by, name)
+        session = await self._in_thread(self._lock_directory, name)
         async with file_lock(session.turn_lock, name, wait=wait, on_wait=on_wait, keep=session.journal.exists):
             yield
 
@@ -172,7 +172,7 @@ class FileSessionStorage:
             session.leave(trash)
         _delete(trash)
 
-    def _locked_by(self, name: str) -> SessionDirectory:
+    def _lock_directory(self, name: str) -> SessionDirectory:
         self._prepare()
         if name.startswith(_RUN):
             return SessionDirectory(self.root / _LOCKS / directory_name(name))
@@ -221,9 +221,11 @@ def _at_path(text: str) -> SessionDirectory | None:
 def _info(session: SessionDirectory) -> SessionInfo:
     try:
         summary = session.summary()
-    except (JournalDamaged, StorageError) as exc:
-        _log.warning("%s", exc)
-        changed = datetime.fromtimestamp(session.journal.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        raise
+    except (JournalDamaged, StorageError, OSError) as exc:
+        _log.warning("%s", storage_error(exc, session.journal) if isinstance(exc, OSError) else exc)
+        changed = datetime.fromtimestamp(session.path.lstat().st_mtime, UTC)
         return Totals(name=session.path.name, created=changed, last_active=changed).info(str(session.path))
     return summary.totals.model_copy(update={"name": session.name(summary)}).info(str(session.path))
 

@@ -204,10 +204,9 @@ def _summary(line: bytes, file: Path, number: int = 0) -> Summary:
 
 
 def read_index(data: bytes) -> DeltaIndex:
-    """Return where the deltas named in a journal's whole lines stand, as they say: nothing is checked."""
+    """Return where the deltas named in a journal's whole lines stand; other lines do not count."""
     index: DeltaIndex = {}
-    for line in data.split(b"\n")[:-1]:
+    for line in filter(is_whole, data.split(b"\n")):
         _, _, text = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
-        if text not in (b"", b"{}"):
-            index.update(_INDEX.validate_json(text))
+        index.update(_INDEX.validate_json(text))
     return index

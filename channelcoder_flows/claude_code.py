@@ -109,7 +109,7 @@ def find_claude(configured: str | None = None) -> Path:
 
 
 def sdk_options(
-    request: TurnRequest, *, cwd: Path, config_dir: Path, env: Mapping[str, str], session_id: str, resume: bool
+    request: TurnRequest, *, cwd: Path, env: Mapping[str, str], session_id: str, resume: bool
 ) -> ClaudeAgentOptions:
     """State the whole request as SDK options.
 
@@ -135,7 +135,7 @@ def sdk_options(
     built_in = list(dict.fromkeys(name for name in names if not name.startswith("mcp__")))
     return ClaudeAgentOptions(
         cwd=str(cwd),
-        env={**env, "CLAUDE_CONFIG_DIR": str(config_dir)},
+        env=dict(env),
         system_prompt=system,
         model=options.model or "default",
         fallback_model=options.fallback_model,
@@ -195,9 +195,7 @@ async def run_turn(
         TurnError: the turn ended badly; the class says how, `retryable` whether another attempt can help.
         PlaceError: the process could not be started.
     """
-    options = sdk_options(
-        request, cwd=place.cwd, config_dir=place.config_dir, env=env, session_id=session_id, resume=resume
-    )
+    options = sdk_options(request, cwd=place.cwd, env=env, session_id=session_id, resume=resume)
     transport = _PlaceTransport(place, command(claude, options), _process_environment(options), on_started)
     client = ClaudeSDKClient(options, transport=transport)
     listener = _Listener(on_chunk)

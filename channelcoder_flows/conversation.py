@@ -1,0 +1,286 @@
+"""Keeps a session's conversation in a place and its journal in step, whatever happened in between.
+
+The journal is the truth of what was done; the transcript is the truth of what Claude Code will remember. Before a turn
+the two must agree: a turn that died is adopted or taken back, what a person typed meanwhile joins the session, what is
+missing is laid again from the journal's own copy. Nothing that was paid for or typed is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from channelcoder_flows import transcript as files
+from channelcoder_flows.errors import JournalDamaged, SessionNotFound, TurnError
+from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost
+from channelcoder_flows.journal import Attach, Failed, FileMark, Intent, Interactive, Rewind, Turn
+from channelcoder_flows.places.base import Place
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.transcript import MAIN, Contents, Mark, Transcript
+from channelcoder_flows.turn import Message, Usage
+
+OnNotice = Callable[[str], None]
+
+
+class Conversation:
+    """One session's conversation in one place."""
+
+    def __init__(self, session: OpenSession, place: Place, on_notice: OnNotice) -> None:
+        self.session = session
+        self.place = place
+        self.on_notice = on_notice
+
+    @property
+    def marks(self) -> dict[str, Mark]:
+        """Where the journal says that the transcript stands."""
+        return {path: Mark(mark.length, mark.sha256) for path, mark in self.session.journal.mark.items()}
+
+    def _transcript(self, session_id: str, cwd: str = "") -> Transcript:
+        return Transcript(self.place.config_dir, Path(cwd) if cwd else self.place.cwd, session_id)
+
+    async def read(self) -> Contents:
+        """Return the transcript as it is in the place."""
+        return await asyncio.to_thread(self._transcript(self.session.journal.session_id or "").read)
+
+    async def settle(self) -> None:
+        """Give a turn that has no ending its ending: adopt its answer where it had arrived, else take it back."""
+        journal = self.session.journal
+        intent = journal.intent
+        if intent is None:
+            return
+        if journal.process is not None and await self.place.end_stale(journal.process):
+            self.on_notice("ended what was left of a turn whose process died")
+        where = self._transcript(intent.session_id, intent.cwd)
+        contents = await asyncio.to_thread(where.read)
+        if not files.grown_from(contents, self.marks):
+            # Another machine, or a clean-up: nothing of this turn can be known here.
+            contents = {}
+        found = self._since_mark(contents)
+        ours = next((e for e in found if e.turn_id == intent.turn_id), None)
+        typed = [e for e in found if e.turn_id != intent.turn_id and not self._known_failure(e)]
+        if ours is not None and (ours.finished_output if intent.structured else ours.finished):
+            await self._adopt(intent, ours, contents, typed)
+            self.on_notice(
+                f"step {intent.step.key or 'turn'}: the answer had arrived before the crash; nothing is paid again"
+            )
+        else:
+            await self._give_up(intent, ours, contents, typed, where)
+
+    async def _adopt(self, intent: Intent, ours: Exchange, contents: Contents, typed: list[Exchange]) -> None:
+        """Take the answer that had arrived; what was typed after it joins as interactive."""
+        before = self._total_before(contents)
+        until = {**contents, MAIN: contents[MAIN][: self._main_mark().length + ours.end]} if typed else contents
+        deltas: dict[str, bytes] = {}
+        marks, delta = self.added(until, deltas)
+        text = json.dumps(ours.output, separators=(",", ":")) if intent.structured else ours.text
+        turn = Turn(
+            turn_id=intent.turn_id,
+            session_id=intent.session_id,
+            step=intent.step,
+            digest=intent.digest,
+            prompt=intent.prompt,
+            text=text,
+            output=ours.output if intent.structured else None,
+            cost_usd=0.0 if ours.total_cost is None else max(0.0, ours.total_cost - before),
+            cost_estimated=ours.total_cost is None,
+            usage=ours.usage,
+            started=intent.at,
+            duration_s=max(0.0, (ours.ended - intent.at).total_seconds()),
+            model_calls=ours.model_calls,
+            model=ours.model,
+            place=intent.place,
+            commit=await self.place.snapshot(intent.turn_id),
+            adopted=True,
+            files=marks,
+            delta=delta,
+        )
+        await self.session.append(turn, deltas=deltas)
+        if typed:
+            await self._join_typed(contents, typed, ours.total_cost or before)
+
+    async def _give_up(
+        self,
+        intent: Intent,
+        ours: Exchange | None,
+        contents: Contents,
+        typed: list[Exchange],
+        where: Transcript,
+    ) -> None:
+        """Record that the attempt died, and take its words back, unless a person went on from them."""
+        error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
+        before = self._total_before(contents)
+        if typed:
+            deltas: dict[str, bytes] = {}
+            _, tail = self.added(contents, deltas)
+            await self.session.append(self.failure(intent, error, ours, 0.0, tail), deltas=deltas)
+            await self._join_typed(contents, typed, before)
+            return
+        await self.fail(intent, error, ours, contents, before, where=where)
+
+    async def fail(
+        self,
+        intent: Intent,
+        error: TurnError,
+        ours: Exchange | None,
+        contents: Contents,
+        total_before: float,
+        *,
+        keep: bool = False,
+        where: Transcript | None = None,
+    ) -> None:
+        """Record a failed attempt, with its tail, and cut the transcript back to where it stood before.
+
+        With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there.
+        """
+        deltas: dict[str, bytes] = {}
+        marks, tail = self.added(contents, deltas) if contents else ((), None)
+        spent = max(0.0, last_total_cost(contents.get(MAIN, b"")) - total_before)
+        failed = self.failure(intent, error, ours, spent, tail)
+        kept = keep and ours is not None and tail is not None
+        if kept:
+            failed = failed.model_copy(update={"tail": None, "files": marks, "delta": tail})
+        marks_before = self.marks
+        # Recorded first, cut second: killed in between, the tail is known as this failure's and cut by the next turn.
+        await self.session.append(failed, deltas=deltas)
+        if not kept and contents:
+            cut = where or self._transcript(intent.session_id)
+            await asyncio.to_thread(cut.cut, marks_before)
+        if not kept:
+            await self.place.rollback(intent.snapshot)
+
+    def failure(
+        self, intent: Intent, error: TurnError, ours: Exchange | None, spent: float, tail: str | None
+    ) -> Failed:
+        """Return a failed attempt as an event."""
+        return Failed(
+            turn_id=intent.turn_id,
+            step=intent.step,
+            error=error.kind,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after=error.retry_after,
+            prompt=intent.prompt,
+            text=error.text or (ours.text if ours else ""),
+            cost_usd=spent,
+            usage=ours.usage if ours else Usage(),
+            tail=tail,
+        )
+
+    async def lay(self) -> Contents:
+        """Bring the transcript to where the journal stands, and return it: the next turn can start."""
+        journal = self.session.journal
+        contents, marks = await self.read(), self.marks
+        if files.grown_from(contents, marks):
+            if not files.added_since(contents, marks):
+                return contents
+            return await self._face_growth(contents, marks)
+        ours = await self.restored()
+        if all(ours.get(path, b"").startswith(data) for path, data in contents.items()):
+            self.on_notice("the conversation is not here in full: laid again from the session's own copy")
+        else:
+            # Someone changed what was said. Theirs stays as it is; ours goes on under another id.
+            count = len(journal.turns)
+            rewind = Rewind(
+                to=count,
+                session_id=str(uuid.uuid4()),
+                message_count=journal.message_count(count),
+                reason="the transcript was changed by another program",
+            )
+            await self.session.append(rewind)
+            self.on_notice(f"another program changed the conversation: going on from our copy as {rewind.session_id}")
+            ours = await self.restored()
+        await asyncio.to_thread(self._transcript(journal.session_id or "").lay, ours)
+        return ours
+
+    async def restored(self) -> Contents:
+        """Return the transcript from the journal's own copy. Raises `JournalDamaged`, `StorageError`."""
+        contents = files.join([await self.session.delta(delta) for delta in self.session.journal.deltas()])
+        if files.marks_of(contents) != self.marks:
+            raise JournalDamaged(
+                f"session {self.session.name!r}: its transcript does not add up to what its journal says: "
+                "rewind it to an earlier turn",
+                name=self.session.name,
+            )
+        return contents
+
+    async def _face_growth(self, contents: Contents, marks: Mapping[str, Mark]) -> Contents:
+        found = self._since_mark(contents)
+        if found and not all(self._known_failure(exchange) for exchange in found):
+            typed = [exchange for exchange in found if not self._known_failure(exchange)]
+            self.on_notice(f"{len(typed)} exchange(s) typed into claude since the last turn joined the session")
+            await self._join_typed(contents, typed, self._total_before(contents))
+            return contents
+        # What is left of a failed attempt, or housekeeping of Claude Code's own: no words that anyone would miss.
+        await asyncio.to_thread(self._transcript(self.session.journal.session_id or "").cut, marks)
+        return await self.read()
+
+    async def _join_typed(self, contents: Contents, typed: list[Exchange], total_before: float) -> None:
+        session_id = self.session.journal.session_id or ""
+        deltas: dict[str, bytes] = {}
+        marks, delta = self.added(contents, deltas)
+        messages: list[Message] = []
+        for exchange in typed:
+            messages.extend(exchange.messages(session_id))
+        spent = max(0.0, last_total_cost(contents[MAIN]) - total_before)
+        await self.session.append(
+            Interactive(session_id=session_id, messages=tuple(messages), cost_usd=spent, files=marks, delta=delta),
+            deltas=deltas,
+        )
+
+    def added(self, contents: Contents, deltas: dict[str, bytes]) -> tuple[tuple[FileMark, ...], str | None]:
+        """Put what `contents` holds beyond the journal into `deltas`; return the new marks and the delta's id."""
+        return _delta(contents, self.marks, deltas)
+
+    def find(self, contents: Contents, turn_id: str) -> Exchange | None:
+        """Return the exchange of that turn, where the transcript has it."""
+        return next((e for e in self._since_mark(contents) if e.turn_id == turn_id), None)
+
+    def _since_mark(self, contents: Contents) -> list[Exchange]:
+        return exchanges(contents.get(MAIN, b"")[self._main_mark().length :])
+
+    def _total_before(self, contents: Contents) -> float:
+        return last_total_cost(contents.get(MAIN, b"")[: self._main_mark().length])
+
+    def _main_mark(self) -> Mark:
+        return self.marks.get(MAIN, Mark(0, ""))
+
+    def _known_failure(self, exchange: Exchange) -> bool:
+        return any(
+            isinstance(event, Failed) and event.turn_id == exchange.turn_id for event in self.session.journal.events
+        )
+
+
+async def attach(place: Place, session_id: str) -> tuple[Attach, dict[str, bytes]]:
+    """Return the event, and its deltas, with which a session goes on from a conversation of Claude Code's own.
+
+    Raises:
+        SessionNotFound: Claude Code has no such conversation here.
+    """
+    contents = await asyncio.to_thread(Transcript(place.config_dir, place.cwd, session_id).read)
+    if not contents.get(MAIN):
+        raise SessionNotFound(
+            f"Claude Code has no conversation {session_id} under {place.config_dir}: `claude --resume` lists them",
+            name=session_id,
+        )
+    deltas: dict[str, bytes] = {}
+    marks, delta = _delta(contents, {}, deltas)
+    return Attach(session_id=session_id, files=marks, delta=delta), deltas
+
+
+def _delta(
+    contents: Contents, marks: Mapping[str, Mark], deltas: dict[str, bytes]
+) -> tuple[tuple[FileMark, ...], str | None]:
+    """Put what `contents` holds beyond `marks` into `deltas`; return the new marks and the delta's id."""
+    pieces = files.added_since(contents, marks)
+    if not pieces:
+        return (), None
+    blob = files.pack(pieces)
+    name = hashlib.sha256(blob).hexdigest()
+    deltas[name] = blob
+    changed = {piece.path for piece in pieces}
+    new = {path: files.mark_of(data) for path, data in contents.items() if path in changed}
+    return tuple(FileMark(path=path, length=mark.length, sha256=mark.sha256) for path, mark in new.items()), name

@@ -1,0 +1,253 @@
+"""Starts a flow from its file, and resumes one from the journal alone."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import json
+import typing
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.flows import Flow, load_flow_from_entrypoint
+
+from channelcoder_flows.config import Settings
+from channelcoder_flows.errors import ChannelCoderError, FlowError, FlowNotFound, UsageError
+from channelcoder_flows.flow.running import (
+    BY_REFERENCE,
+    Running,
+    entrypoint_of,
+    given_running,
+    new_owner,
+    plain_parameters,
+    resume_command,
+)
+from channelcoder_flows.flow.server import prefect_server
+from channelcoder_flows.run import OnDiverged, OnUnfinished, Run
+from channelcoder_flows.storage import open_storage
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.turn import Frozen
+
+Say = Callable[[str], None]
+
+
+class FlowReport(Frozen):
+    """How a flow's run ended."""
+
+    result: Any = None
+    """What the flow returned, as JSON data."""
+    run_key: str
+    sessions: tuple[str, ...] = ()
+    cost_usd: float = 0.0
+    """US dollars that this execution spent; turns taken from the journal cost nothing."""
+    turns: int = 0
+    """Turns that this execution paid for."""
+
+
+async def run_flow(
+    entrypoint: str,
+    data: Mapping[str, Any],
+    *,
+    settings: Settings,
+    run_key: str | None = None,
+    on_unfinished: OnUnfinished | None = None,
+    say: Say = lambda line: None,
+) -> FlowReport:
+    """Run the flow at `entrypoint` (`file.py:function`) as a new run.
+
+    Args:
+        entrypoint: where the flow is, from the working directory.
+        data: its parameters: values, or their text as it was typed.
+        settings: where sessions live, and the like.
+        run_key: the run's name; a new one unless given.
+        on_unfinished: what to do when a session's last run did not end; the settings' own unless given.
+        say: hears what is no part of the result.
+
+    Raises:
+        FlowNotFound: there is no such file or flow.
+        UsageError: the parameters do not fit.
+        FlowError: the flow failed; the message ends with the command that resumes it.
+    """
+    flow = load_flow(entrypoint)
+    parameters = flow_parameters(flow, data)
+    run = Run(
+        run_key or str(uuid.uuid4()),
+        owner=new_owner(),
+        flow=flow.name,
+        entrypoint=entrypoint_of(flow),
+        parameters=plain_parameters(flow, parameters),
+        on_unfinished=on_unfinished or settings.on_unfinished,
+    )
+    return await _execute(flow, parameters, Running(run), say)
+
+
+async def resume_flow(
+    session: str,
+    data: Mapping[str, Any],
+    *,
+    settings: Settings,
+    on_diverged: OnDiverged = "fail",
+    takeover: bool = False,
+    say: Say = lambda line: None,
+) -> FlowReport | None:
+    """Start a session's last run again, from the journal alone: finished turns are taken from there.
+
+    Args:
+        session: any session that the run has entered.
+        data: parameters that the journal does not hold: secrets.
+        settings: where sessions live, and the like.
+        on_diverged: what to do with a finished step that was changed since: `fail`, `keep` what was recorded, or
+            `rerun` from there.
+        takeover: resume even though another process holds the run; that one stops before its next turn.
+        say: hears what is no part of the result.
+
+    Returns:
+        None when the run has ended and there is nothing to resume.
+
+    Raises:
+        SessionNotFound: there is no such session.
+        RunAlive: the run is still going on.
+        FlowError: the session has no run, or the flow failed again.
+    """
+    store = open_storage(settings.store)
+    opened = await OpenSession.load(store, session)
+    last = opened.journal.run
+    if last is None:
+        raise FlowError(f"session {session!r} was never in a flow: continue it with `channelcoder run --load-session`")
+    if last.status == "completed":
+        return None
+    flow = load_flow(last.entrypoint)
+    kept = {name: value for name, value in last.parameters.items() if not _is_reference(value)}
+    missing = [name for name in last.parameters if name not in kept and name not in data]
+    if missing:
+        raise UsageError(
+            f"the run's {' and '.join(missing)} was secret and is not kept: pass it again with -d {missing[0]}=…"
+        )
+    parameters = flow_parameters(flow, {**kept, **data}, typed=data)
+    run = Run(
+        last.run,
+        owner=new_owner(),
+        flow=flow.name,
+        entrypoint=last.entrypoint,
+        parameters=last.parameters,
+        on_diverged=on_diverged,
+        on_unfinished=settings.on_unfinished,
+    )
+    running = Running(run, takeover=takeover)
+    await running.hold(store)
+    return await _execute(flow, parameters, running, say)
+
+
+async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Running, say: Say) -> FlowReport:
+    try:
+        async with prefect_server(say):
+            token = given_running.set(running)
+            try:
+                result = await _call(flow, parameters)
+            finally:
+                given_running.reset(token)
+    except (Exception, asyncio.CancelledError) as exc:
+        raise _failed(exc, running) from exc
+    finally:
+        await running.let_go()
+    return FlowReport(
+        result=_plain(result),
+        run_key=running.run.key,
+        sessions=tuple(running.run.sessions),
+        cost_usd=running.cost_usd,
+        turns=running.turns,
+    )
+
+
+async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
+    if flow.isasync:
+        return await flow(**parameters)
+    return await asyncio.to_thread(flow, **parameters)
+
+
+def _failed(exc: BaseException, running: Running) -> BaseException:
+    sessions = list(running.run.sessions)
+    if isinstance(exc, asyncio.CancelledError):
+        return exc
+    said = exc.message if isinstance(exc, ChannelCoderError) else f"{type(exc).__name__}: {exc}"
+    if not sessions:
+        return (
+            exc if isinstance(exc, ChannelCoderError) else FlowError(f"the flow failed before its first turn: {said}")
+        )
+    error = FlowError(f"{said}; to go on from there: {resume_command(sessions[-1])}")
+    if isinstance(exc, ChannelCoderError):
+        error.exit_code = exc.exit_code
+    return error
+
+
+def load_flow(entrypoint: str) -> Flow[..., Any]:
+    """Return the flow at `file.py:function`.
+
+    Raises:
+        FlowNotFound: there is no such file, or no such flow in it.
+    """
+    file, colon, function = entrypoint.rpartition(":")
+    if not colon:
+        raise FlowNotFound(f"{entrypoint}: name the flow in the file as well, as in {entrypoint}:my_flow")
+    path = Path(file)
+    if not path.is_file():
+        raise FlowNotFound(f"{file}: there is no such file here ({Path.cwd()})")
+    try:
+        return load_flow_from_entrypoint(f"{path.absolute()}:{function}", use_placeholder_flow=False)
+    except AttributeError as exc:
+        raise FlowNotFound(f"{file} has no flow {function!r}") from exc
+    except ChannelCoderError:
+        raise
+    except Exception as exc:
+        raise FlowNotFound(f"{file} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+
+
+def flow_parameters(
+    flow: Flow[..., Any], data: Mapping[str, Any], *, typed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the flow's parameters: what was typed as text is read as what the parameter takes.
+
+    Raises:
+        UsageError: one is unknown, missing, or does not fit.
+    """
+    signature = inspect.signature(flow.fn)
+    hints = typing.get_type_hints(flow.fn)
+    for name in data:
+        if name not in signature.parameters:
+            near = difflib.get_close_matches(name, signature.parameters, n=1)
+            raise UsageError(f"flow {flow.name!r} takes no {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    texts = data if typed is None else typed
+    values = {name: _read(value, hints.get(name)) if name in texts else value for name, value in data.items()}
+    required = [name for name, each in signature.parameters.items() if each.default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in values]:
+        raise UsageError(f"flow {flow.name!r} needs {missing[0]!r}: pass it with -d {missing[0]}=…")
+    try:
+        return flow.validate_parameters(values)
+    except Exception as exc:
+        raise UsageError(f"flow {flow.name!r}: {' '.join(str(exc).split())}") from exc
+
+
+def _read(value: Any, hint: Any) -> Any:
+    if not isinstance(value, str) or hint is str:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, dict) and BY_REFERENCE in value
+
+
+def _plain(result: Any) -> Any:
+    """Return what a flow returned as JSON data."""
+    from pydantic import TypeAdapter
+
+    try:
+        return TypeAdapter(Any).dump_python(result, mode="json")
+    except ValueError:
+        return str(result)

@@ -1,0 +1,54 @@
+"""What Prefect's UI shows of a turn. Best effort: the turn is safe before, and nothing here can fail it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from typing import Any
+
+from prefect.artifacts import acreate_markdown_artifact
+
+from channelcoder_flows.turn import TurnResult
+
+
+async def publish(result: TurnResult, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    """Show the turn as an artifact: answer, cost and where it stands."""
+    try:
+        await acreate_markdown_artifact(
+            key=artifact_key(result.session.name, result.step),
+            markdown=as_markdown(result),
+            description=f"Turn {result.turn} of session {result.session.name}",
+        )
+    except Exception as exc:
+        logger.warning("the turn is kept, but Prefect could not show it: %s", exc)
+
+
+def artifact_key(session: str, step: str) -> str:
+    """Return a key that Prefect accepts (a-z, 0-9, dashes), another for each step of each session."""
+    plain = re.sub(r"[^a-z0-9]+", "-", f"{session}-{step}".lower()).strip("-")[:60]
+    return f"turn-{plain}-{hashlib.sha256(f'{session}/{step}'.encode()).hexdigest()[:8]}"
+
+
+def as_markdown(result: TurnResult) -> str:
+    """Return a turn as a Markdown page."""
+    usage = result.usage
+    estimate = " (estimated)" if result.cost_estimated else ""
+    rows = {
+        "session": result.session.name,
+        "step": result.step,
+        "turn": str(result.turn),
+        "outcome": result.outcome + (" (from the journal, nothing spent)" if result.replayed else ""),
+        "cost": f"${result.cost_usd:.4f}{estimate}",
+        "tokens": f"{usage.input_tokens} in, {usage.output_tokens} out, {usage.cache_read_input_tokens} from cache",
+        "model calls": str(result.model_calls),
+        "seconds": f"{result.duration_s:.1f}",
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    # Four spaces make it code: what Claude wrote is shown, never rendered.
+    answer = "\n".join(f"    {line}" for line in result.text.splitlines())
+    return f"| | |\n|---|---|\n{table}\n\n{answer}\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,181 @@
+"""`turn`: one step of a flow, as a Prefect task."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.tasks import Task
+
+from channelcoder_flows.config import Settings, load_settings
+from channelcoder_flows.errors import TurnError
+from channelcoder_flows.flow.report import publish
+from channelcoder_flows.flow.running import Running, running_here
+from channelcoder_flows.prompt import Prompt
+from channelcoder_flows.run import OnUnfinished, Run
+from channelcoder_flows.session import Session, TurnArguments, name_in_run, prompt_of, step_of
+from channelcoder_flows.step import Step, Surroundings, run_step
+from channelcoder_flows.storage import open_storage
+from channelcoder_flows.storage.adapter import as_journal_storage
+from channelcoder_flows.storage.base import JournalStorage, SessionStorage
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.turn import RetryPolicy, SessionRef, StreamChunk, TurnResult
+
+ROOT_MARKS = ("pyproject.toml", "prompts", ".git")
+"""What the root of a project has one of."""
+
+SessionLike = str | SessionRef | TurnResult | Session
+
+
+async def turn(
+    prompt: str | Path | Prompt,
+    *,
+    session: SessionLike | None = None,
+    storage: SessionStorage | str | Path | None = None,
+    cwd: str | Path | None = None,
+    on_unfinished: OnUnfinished | None = None,
+    **arguments: Unpack[TurnArguments],
+) -> TurnResult:
+    """Run one step of the flow in a session, or take its turn from the journal when this run has done it already.
+
+    Args:
+        prompt: a prompt's text, or the path of a prompt file (`.md`), from the project's root.
+        session: the session to go on with: a name, or what an earlier turn returned. None: the prompt's own
+            `session.name`, or a new session that a resumed run finds again.
+        storage: where the session is kept, unless `session` says so.
+        cwd: the directory Claude works in; the current one unless given.
+        on_unfinished: what to do when the session's last run did not end: `fail` (and say how to resume), `resume`
+            it, or begin `new`. The setting of that name unless given.
+        arguments: as `Session.claude` takes them; what is left out is the prompt file's to say.
+
+    Raises:
+        SessionDiverged: this run did the step already, with another prompt or other options.
+        SessionUnfinished: the session's last run did not end.
+        RunAlive: another process has this run.
+        ChannelCoderError: what `Session.claude` raises.
+    """
+    running = running_here()
+    if on_unfinished is not None:
+        running.run.on_unfinished = on_unfinished
+    step = step_of(prompt_of(_from_root(prompt)), arguments)
+    settings = load_settings(cwd=cwd)
+    held = await _session_of(session, storage, step, settings, running.run)
+    await running.hold(held.storage)
+    around = Surroundings(
+        settings=settings,
+        cwd=Path(cwd or Path.cwd()).absolute(),  # noqa: ASYNC240
+        wait=arguments.get("wait", settings.lock_wait),
+    )
+    _live.set(_Live(held, step, around, running))
+    return await _task_for(step)(step=step.name, session=held.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What a turn needs and Prefect must not see: live objects never cross its boundary."""
+
+    session: OpenSession
+    step: Step
+    around: Surroundings
+    running: Running
+
+
+_live: ContextVar[_Live] = ContextVar("channelcoder_live_turn")
+
+
+@task(name="turn", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
+async def _turn(step: str, session: str) -> TurnResult:
+    live = _live.get()
+    logger = get_run_logger()
+    around = Surroundings(
+        settings=live.around.settings, cwd=live.around.cwd, on_chunk=_log_to(logger), wait=live.around.wait
+    )
+    try:
+        result = await run_step(live.session, live.step, around)
+    except TurnError as exc:
+        live.running.count(exc.cost_usd)
+        raise
+    if not result.replayed:
+        live.running.count(result.cost_usd, turns=1)
+    source = "from the journal, nothing spent" if result.replayed else f"${result.cost_usd:.4f}"
+    logger.info("turn %d of session %r: %s (%s)", result.turn, result.session.name, result.outcome, source)
+    await publish(result, logger)
+    return result
+
+
+def _task_for(step: Step) -> Task[..., Any]:
+    retry = step.options.over(step.prompt.options).retry
+    if retry == RetryPolicy():
+        return _turn
+    return _turn.with_options(
+        retries=retry.attempts, retry_delay_seconds=retry.delay, retry_condition_fn=_a_retry_can_help
+    )
+
+
+async def _a_retry_can_help(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Ask the error whether another attempt can help."""
+    error = await state.aresult(raise_on_failure=False)
+    return bool(getattr(error, "retryable", False))
+
+
+def _log_to(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[StreamChunk], None]:
+    def on_chunk(chunk: StreamChunk) -> None:
+        match chunk.type:
+            case "tool_use":
+                logger.info("%s %s", chunk.tool, str(chunk.input)[:200])
+            case "retry" | "notice":
+                logger.warning("%s", chunk.content)
+            case _:
+                pass
+
+    return on_chunk
+
+
+async def _session_of(
+    session: SessionLike | None,
+    storage: SessionStorage | str | Path | None,
+    step: Step,
+    settings: Settings,
+    run: Run,
+) -> OpenSession:
+    if isinstance(session, Session):
+        return session.opened
+    if isinstance(session, TurnResult):
+        session = session.session
+    if isinstance(session, SessionRef):
+        return OpenSession.new(_store(storage or session.store or None, settings), session.name)
+    name = session or step.prompt.session.name or name_in_run(run, step.name)
+    return OpenSession.new(_store(storage, settings), name)
+
+
+def _store(storage: SessionStorage | str | Path | None, settings: Settings) -> JournalStorage:
+    if storage is None:
+        storage = settings.store
+    return open_storage(storage) if isinstance(storage, str | Path) else as_journal_storage(storage)
+
+
+def _from_root(prompt: str | Path | Prompt) -> str | Path | Prompt:
+    """Find a prompt file from the project's root: the nearest folder above the flow's file that looks like one."""
+    if isinstance(prompt, Prompt) or (isinstance(prompt, str) and ("\n" in prompt or not prompt.endswith(".md"))):
+        return prompt
+    path = Path(prompt)
+    return path if path.is_absolute() else project_root() / path
+
+
+def project_root() -> Path:
+    """Return the root of the project that the running flow's file is in."""
+    context = FlowRunContext.get()
+    flow = context.flow if context else None
+    file = Path(inspect.getsourcefile(flow.fn) or "").absolute() if flow else Path.cwd() / "flow"
+    folders = file.parents
+    return next((folder for folder in folders if any((folder / mark).exists() for mark in ROOT_MARKS)), folders[0])

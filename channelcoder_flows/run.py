@@ -1,0 +1,243 @@
+"""A run: one execution of a flow, and which of its steps are done. Knows no Prefect.
+
+A resumed flow is a new process with the same run key. It asks for the same steps in the same order, and each that has
+its turn in the journal is answered from there: by the digest of its request first, so that a repeated step finds its
+own turn; where only the name fits, the step was changed since, and going on would build on an answer to something else.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from channelcoder_flows.errors import RunTakenOver, SessionBusy, SessionDiverged, SessionUnfinished, UsageError
+from channelcoder_flows.journal import Journal, StepRef, Turn
+from channelcoder_flows.journal import Run as RunEvent
+
+OnDiverged = Literal["fail", "keep", "rerun"]
+OnUnfinished = Literal["fail", "resume", "new"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A step's turns in the journal, oldest first, and the number of the session's turn that the first one is."""
+
+    key: str
+    turns: tuple[Turn, ...]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the journal says of a step that is asked for."""
+
+    step: StepRef
+    recorded: Recorded | None = None
+    rewind_to: int | None = None
+    """Go back to the end of this turn first: the step is to be run again."""
+
+
+class Run:
+    """One execution of a flow. One object per process and attempt; what is done stands in the journals."""
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        owner: str,
+        flow: str = "",
+        entrypoint: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        on_diverged: OnDiverged = "fail",
+        on_unfinished: OnUnfinished = "fail",
+    ) -> None:
+        self.key = key
+        self.owner = owner
+        self.flow = flow
+        self.entrypoint = entrypoint
+        self.parameters = dict(parameters or {})
+        self.on_diverged: OnDiverged = on_diverged
+        self.on_unfinished: OnUnfinished = on_unfinished
+        self.sessions: dict[str, str] = {}
+        """The sessions this run has entered: name to store URL."""
+        self._matched: dict[str, set[str]] = {}
+        self._operations: Counter[tuple[str, str]] = Counter()
+        self._busy: set[str] = set()
+
+    def again(self) -> Run:
+        """Return the same run before its first step: the flow is tried again in this process."""
+        run = Run(
+            self.key,
+            owner=self.owner,
+            flow=self.flow,
+            entrypoint=self.entrypoint,
+            parameters=self.parameters,
+            on_diverged=self.on_diverged,
+            on_unfinished=self.on_unfinished,
+        )
+        run.sessions = dict(self.sessions)
+        return run
+
+    def enter(self, name: str, store: str, journal: Journal) -> list[RunEvent]:
+        """Take part in a session; return what is to be appended before the first turn.
+
+        Raises:
+            SessionUnfinished: its last run did not end, and this one may neither go on from there nor begin anew.
+            RunTakenOver: another process resumed this run.
+        """
+        known = journal.runs.get(self.key)
+        if name in self.sessions:
+            if known and known.owner != self.owner:
+                raise RunTakenOver(f"run {self.key} was taken over by another process: this one stops here")
+            return []
+        last = journal.run
+        if known is None and last is not None and last.status != "completed":
+            self._face_unfinished(name, last)
+        self.sessions[name] = store
+        return [self.event("started")]
+
+    def _face_unfinished(self, name: str, last: RunEvent) -> None:
+        if self.on_unfinished == "fail":
+            raise SessionUnfinished(
+                f"the last run of session {name!r} did not end: go on with `channelcoder flow resume {quoted(name)}`, "
+                "or begin anew with on_unfinished=new",
+                name=name,
+                run_key=last.run,
+            )
+        if self.on_unfinished == "resume":
+            if self.sessions:
+                raise SessionUnfinished(
+                    f"session {name!r} belongs to an unfinished run, and this one has begun already: go on with "
+                    f"`channelcoder flow resume {quoted(name)}`",
+                    name=name,
+                    run_key=last.run,
+                )
+            self.key = last.run
+
+    def event(self, status: Literal["started", "completed", "failed"]) -> RunEvent:
+        """Return the run as an event."""
+        return RunEvent(
+            run=self.key,
+            status=status,
+            owner=self.owner,
+            flow=self.flow,
+            entrypoint=self.entrypoint,
+            parameters=self.parameters,
+        )
+
+    def match(self, session: str, journal: Journal, name: str, digest: Mapping[str, str]) -> Match:
+        """Find the step in the journal.
+
+        Raises:
+            SessionDiverged: the journal has the step, done with another request; or has later steps done.
+        """
+        recorded = self._recorded(journal)
+        matched = self._matched.setdefault(session, set())
+        open_steps = [step for step in recorded if step.key not in matched]
+        same_name = [step for step in open_steps if base_of(step.key) == name]
+        exact = next((step for step in same_name if step.turns[0].digest == dict(digest)), None)
+        found = exact or (same_name[0] if same_name and self.on_diverged == "keep" else None)
+        if found is None and open_steps and self.on_diverged != "keep":
+            first = same_name[0] if same_name else open_steps[0]
+            if self.on_diverged != "rerun":
+                raise self._diverged(session, name, first, digest, changed=bool(same_name))
+            kept = [step for step in recorded if step.first < first.first]
+            matched.add(key := next_key(name, kept))
+            return Match(StepRef(run=self.key, key=key), rewind_to=first.first - 1)
+        key = found.key if found else next_key(name, recorded)
+        matched.add(key)
+        return Match(StepRef(run=self.key, key=key), found)
+
+    def _recorded(self, journal: Journal) -> list[Recorded]:
+        steps: dict[str, list[tuple[int, Turn]]] = {}
+        for number, turn in enumerate(journal.turns, start=1):
+            if turn.step.run == self.key and not turn.inherited:
+                steps.setdefault(turn.step.key, []).append((number, turn))
+        return [Recorded(key, tuple(turn for _, turn in turns), turns[0][0]) for key, turns in steps.items()]
+
+    def _diverged(
+        self, session: str, name: str, found: Recorded, digest: Mapping[str, str], *, changed: bool
+    ) -> SessionDiverged:
+        ways = (
+            f"go on with what was recorded: `channelcoder flow resume {quoted(session)} --keep`; "
+            "or run again from there: `--rerun`"
+        )
+        if not changed:
+            return SessionDiverged(
+                f"step {name!r} now comes before {found.key!r}, which is done in session {session!r}: {ways}",
+                name=session,
+                step=name,
+            )
+        old = found.turns[0].digest
+        parts = tuple(part for part in digest if old.get(part) != digest[part])
+        return SessionDiverged(
+            f"step {found.key!r} of session {session!r} was changed since it ran ({', '.join(parts)}): {ways}",
+            name=session,
+            step=found.key,
+            changed=parts,
+        )
+
+    def operation(self, session: str, name: str) -> StepRef:
+        """Return the step of a fork, rewind or the like: the n-th of its kind in a session is the same in each try."""
+        self._operations[session, name] += 1
+        count = self._operations[session, name]
+        return StepRef(run=self.key, key=name if count == 1 else f"{name}#{count}")
+
+    @contextmanager
+    def one_turn(self, session: str) -> Generator[None]:
+        """Refuse a second turn of the same session while one runs: which came first would be chance."""
+        if session in self._busy:
+            raise SessionBusy(
+                f"two turns of session {session!r} at once in one flow: give one of them a fork of the session",
+                name=session,
+            )
+        self._busy.add(session)
+        try:
+            yield
+        finally:
+            self._busy.discard(session)
+
+
+_find: list[Callable[[], Run | None]] = []
+
+
+def find_run_with(find: Callable[[], Run | None]) -> None:
+    """Let a scheduler of flows say which run the present code belongs to."""
+    _find.append(find)
+
+
+def current_run() -> Run | None:
+    """Return the run that the present code belongs to; None outside a flow."""
+    return next((run for find in _find if (run := find()) is not None), None)
+
+
+def base_of(key: str) -> str:
+    """Return the step's name without its count: `test` of `test#2`."""
+    return re.sub(r"#\d+$", "", key)
+
+
+def next_key(name: str, recorded: Sequence[Recorded]) -> str:
+    """Return the key of one more step of that name."""
+    count = sum(base_of(step.key) == name for step in recorded) + 1
+    return name if count == 1 else f"{name}#{count}"
+
+
+def check_step_name(name: str) -> str:
+    """Return `name` when a step can be called that.
+
+    Raises:
+        UsageError: it is empty or holds what counts repetitions (`#`) and attempts (`~`).
+    """
+    if not name.strip() or "#" in name or "~" in name:
+        raise UsageError(f"{name!r} cannot be a step's key: use a word without # and ~")
+    return name
+
+
+def quoted(text: str) -> str:
+    """Return `text` as one word of a shell command."""
+    return shlex.quote(text)

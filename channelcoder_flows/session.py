@@ -1,0 +1,484 @@
+"""Session: what people hold. A thin face over steps, stores and the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from channelcoder_flows.config import Settings, load_settings
+from channelcoder_flows.conversation import attach
+from channelcoder_flows.errors import SessionExists, UsageError
+from channelcoder_flows.journal import Created, Journal, SessionInfo, SessionState, StepRef, deltas_of
+from channelcoder_flows.prompt import Prompt, split_tools
+from channelcoder_flows.run import Run, current_run
+from channelcoder_flows.step import Step, Surroundings, fork_session, rewind_event, run_step
+from channelcoder_flows.storage import open_storage
+from channelcoder_flows.storage.adapter import as_journal_storage
+from channelcoder_flows.storage.base import JournalStorage, SessionStorage, check_name
+from channelcoder_flows.storage.memory import MemorySessionStorage
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.turn import (
+    Effort,
+    Message,
+    PermissionMode,
+    Recovery,
+    RetryPolicy,
+    SessionRef,
+    SettingSource,
+    StreamChunk,
+    TurnResult,
+    options_from,
+)
+
+
+class TurnArguments(TypedDict, total=False):
+    """What `claude`, `run` and `stream` take beyond the prompt. What is left out is the prompt file's to say."""
+
+    data: Mapping[str, Any]
+    """The prompt's inputs."""
+    key: str
+    """The step key in a flow; the prompt's name unless given."""
+    system: str
+    """The system prompt: text. In a prompt file it is `systemPrompt`."""
+    append_system: str
+    """Text after Claude Code's own system prompt."""
+    tools: str | Sequence[str]
+    """The only tools there are, already allowed: `"Read Write"` or a list."""
+    allowed_tools: str | Sequence[str]
+    disallowed_tools: str | Sequence[str]
+    model: str
+    fallback_model: str
+    effort: Effort
+    permission_mode: PermissionMode
+    permission_prompt_tool: str
+    mcp_config: str
+    setting_sources: Sequence[SettingSource]
+    max_turns: int
+    """Model calls inside the turn."""
+    max_budget_usd: float
+    """US dollars of this turn."""
+    timeout: float
+    """Seconds for the whole turn."""
+    idle_timeout: float
+    """Seconds without a sign of life."""
+    retry: RetryPolicy
+    recovery: Recovery
+    wait: float
+    """Seconds to wait for a busy session; 0: not at all."""
+    verbose: bool
+    """Say on stderr what happens."""
+
+
+class Session:
+    """A named conversation with Claude, kept after every turn.
+
+    A session that exists in the store goes on from there; a new one begins with its first turn. Without a name it is
+    kept under its Claude session id until `save` names it.
+
+    Args:
+        name: 1 to 200 characters of any text.
+        storage: a store, or the URL or directory of one; the settings' own unless given.
+        auto_save: False keeps the turns in memory until `save`.
+        cwd: the directory Claude works in; the current one unless given.
+        settings: what `load_settings` returned, to leave out files and environment.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        storage: SessionStorage | str | Path | None = None,
+        auto_save: bool = True,
+        cwd: str | Path | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._cwd = Path(cwd or Path.cwd()).absolute()
+        self._settings = settings or load_settings(cwd=self._cwd)
+        self._store = _storage(storage, self._settings)
+        run = current_run()
+        if run is not None and not auto_save:
+            raise UsageError("auto_save=False is not for flows: a turn that is not kept cannot be resumed")
+        self._named = name is not None
+        self._kept: _Kept | None = None if auto_save else _Kept()
+        first_id = str(uuid.uuid4())
+        if name is None and run is not None:
+            name = name_in_run(run, "session")
+        where = self._store if auto_save else MemorySessionStorage()
+        self._open = OpenSession.new(where, name or first_id, session_id=first_id)
+        self._loaded = False
+        self._pending: list[_Operation] = []
+
+    @property
+    def name(self) -> str:
+        """The name it is kept under."""
+        return self._open.name
+
+    @property
+    def id(self) -> str | None:
+        """The current Claude session id; None before the first turn."""
+        if self._pending:
+            return self._pending[-1].session_id
+        return self._open.journal.session_id if self._open.journal.entries else None
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said so far: two messages a turn."""
+        return [] if any(op.session_id is None for op in self._pending) else list(self._open.journal.messages)
+
+    @property
+    def turns(self) -> int:
+        """How many turns it has."""
+        return len(self._open.journal.turns)
+
+    @property
+    def cost_usd(self) -> float:
+        """US dollars spent so far, failed attempts included."""
+        return self._open.journal.totals.cost_usd
+
+    @property
+    def state(self) -> SessionState:
+        """The session as frozen data, without the transcript."""
+        return self._open.journal.state()
+
+    @property
+    def ref(self) -> SessionRef:
+        """Where it stands, for `turn(session=…)` in a flow."""
+        return self._open.ref
+
+    @property
+    def opened(self) -> OpenSession:
+        """The session in hand, for those who run steps themselves."""
+        return self._open
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, turns={self.turns})"
+
+    async def claude(self, prompt: str | Path | Prompt, **arguments: Unpack[TurnArguments]) -> TurnResult:
+        """Run one step: a prompt's text, or the path of a prompt file (`.md`).
+
+        Raises:
+            PromptError, InputError, SessionRequired: before anything was spent.
+            TurnError: the turn ended badly; the session is as it was before. `retryable` says whether to try again.
+            SessionBusy: another turn of this session runs, and `wait` is over.
+            StorageError: the turn could not be kept; `text` holds the answer.
+        """
+        return await self._turn(prompt, arguments, _printer if arguments.get("verbose") else _silent)
+
+    run = claude
+
+    async def stream(
+        self, prompt: str | Path | Prompt, **arguments: Unpack[TurnArguments]
+    ) -> AsyncGenerator[StreamChunk]:
+        """Run one step like `claude`, and give each piece as it comes; the last one holds the result.
+
+        Leaving the loop early interrupts the turn, which is then taken back.
+        """
+        queue: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
+        verbose = arguments.get("verbose")
+
+        def on_chunk(chunk: StreamChunk) -> None:
+            if verbose:
+                _printer(chunk)
+            queue.put_nowait(chunk)
+
+        turn = asyncio.create_task(self._turn(prompt, arguments, on_chunk))
+        turn.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (chunk := await queue.get()) is not None:
+                yield chunk
+            result = await turn
+            yield StreamChunk(type="result", content=result.text, result=result)
+        finally:
+            if not turn.done():
+                turn.cancel()
+                await asyncio.wait([turn])
+
+    async def _turn(
+        self, source: str | Path | Prompt, arguments: TurnArguments, on_chunk: Callable[[StreamChunk], None]
+    ) -> TurnResult:
+        step = step_of(prompt_of(source), arguments)
+        await self._ready()
+        return await run_step(self._open, step, self._around(on_chunk, arguments.get("wait", self._settings.lock_wait)))
+
+    def _around(
+        self, on_chunk: Callable[[StreamChunk], None] = lambda chunk: None, wait: float | None = None
+    ) -> Surroundings:
+        return Surroundings(settings=self._settings, cwd=self._cwd, on_chunk=on_chunk, wait=wait)
+
+    async def save(self, name: str | None = None, *, overwrite: bool = False) -> str:
+        """Keep the session under `name` and go on under it; return the name.
+
+        An unnamed session takes the name; a named one is forked to it.
+
+        Raises:
+            SessionExists: another session has the name, and `overwrite` is not given.
+        """
+        await self._ready()
+        target = check_name(name) if name is not None else self.name
+        if self._kept is not None:
+            await self._kept.keep(self._open, self._store, target, overwrite=overwrite)
+            self._named = True
+            return target
+        if target == self.name:
+            await self._open.begin()
+            self._named = True
+            return target
+        step = self._operation(f"save {target}")
+        if done := await _made_by(self._store, target, step):
+            self._open, self._named = done, True
+            return target
+        if await self._store.exists(target):
+            if not overwrite:
+                raise _exists(target)
+            await self._store.remove(target)
+        await self._open.begin()
+        if self._named or step.run:
+            # A flow's own session keeps its name: that is how a resumed flow finds the way here again.
+            self._open = await fork_session(self._open, target, step=step)
+        else:
+            await self._open.rename(target)
+        self._named = True
+        return target
+
+    async def fork(self, name: str, *, at: int | None = None) -> Session:
+        """Copy the session up to the end of turn `at` (all of it unless given) into a new one, and return that.
+
+        Raises:
+            SessionExists: another session has the name.
+            UsageError: there is no such turn.
+        """
+        await self._ready()
+        step = self._operation(f"fork {name}")
+        done = await _made_by(self._store, name, step)
+        fork = Session(name, storage=self._open.storage, cwd=self._cwd, settings=self._settings)
+        fork._open = done or await fork_session(self._open, check_name(name), at=at, step=step)
+        fork._loaded = True
+        return fork
+
+    async def rewind(self, *, to: int) -> None:
+        """Go back to the end of turn `to` (from 1; 0: the beginning). The later turns stay in the journal.
+
+        Raises:
+            UsageError: there is no such turn.
+        """
+        await self._ready()
+        await self._go_back("rewind", to)
+
+    def clear(self) -> None:
+        """Begin anew under the same name: forget what was said. Kept with the next turn or `save`."""
+        self._pending = [_Operation(session_id=None)]
+
+    def set_id(self, session_id: str) -> None:
+        """Go on from a conversation that Claude Code has under this id. Kept with the next turn or `save`.
+
+        Raises:
+            UsageError: it is no Claude session id. (That there is no such conversation shows with the next turn.)
+        """
+        self._pending.append(_Operation(session_id=check_session_id(session_id)))
+
+    @classmethod
+    async def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        storage: SessionStorage | str | Path | None = None,
+        cwd: str | Path | None = None,
+        settings: Settings | None = None,
+    ) -> Session:
+        """Open a saved session by its name, or by the path that `list` shows.
+
+        Raises:
+            SessionNotFound: there is none; the message names the nearest.
+            JournalDamaged: its journal cannot be read.
+        """
+        settings = settings or load_settings(cwd=cwd)
+        store = _storage(storage, settings)
+        state = await store.load(str(name_or_path))
+        session = cls(state.metadata.name, storage=store, cwd=cwd, settings=settings)
+        session._open.journal = Journal(state.journal)
+        session._loaded = True
+        return session
+
+    @classmethod
+    async def list(cls, *, storage: SessionStorage | str | Path | None = None) -> Sequence[SessionInfo]:
+        """Return every session's metadata, latest activity first."""
+        return await _storage(storage).list()
+
+    @classmethod
+    async def exists(cls, name: str, *, storage: SessionStorage | str | Path | None = None) -> bool:
+        """Return whether there is a session of that name."""
+        return await _storage(storage).exists(name)
+
+    @classmethod
+    async def remove(cls, name: str, *, storage: SessionStorage | str | Path | None = None) -> None:
+        """Delete a session. Raises `SessionNotFound`, and `SessionBusy` when a turn of it runs."""
+        store = _storage(storage)
+        async with store.lock(name, wait=0):
+            await store.remove(name)
+
+    async def _ready(self) -> None:
+        """Read what the store has of it, and do what was asked for without waiting."""
+        if not self._loaded:
+            await self._open.refresh()
+            self._loaded = True
+        while self._pending:
+            wanted = self._pending[0].session_id
+            if wanted is None:
+                await self._go_back("clear", 0)
+            else:
+                await self._attach(wanted)
+            del self._pending[0]
+
+    async def _go_back(self, name: str, to: int) -> None:
+        step = self._operation(name)
+        if not _done(self._open.journal, step):
+            await self._open.begin()
+            await self._open.append(rewind_event(self._open.journal, to, reason=name, step=step))
+
+    async def _attach(self, session_id: str) -> None:
+        step = self._operation("set_id")
+        if not _done(self._open.journal, step):
+            event, deltas = await attach(self._around().place(), session_id)
+            await self._open.begin()
+            await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
+
+    def _operation(self, name: str) -> StepRef:
+        run = current_run()
+        return run.operation(self.name, name) if run else StepRef()
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """What `clear` (no id) or `set_id` asked for, to be done at the next occasion."""
+
+    session_id: str | None
+
+
+class _Kept:
+    """How much of a session that is not saved by itself the store has."""
+
+    def __init__(self) -> None:
+        self.seq: dict[str, int] = {}
+
+    async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> None:
+        await session.begin()
+        since = self.seq.get(name, 0)
+        if since == 0 and await store.exists(name):
+            if not overwrite:
+                raise _exists(name)
+            await store.remove(name)
+        events = list(session.journal.events[since:])
+        if since == 0 and isinstance(first := events[0], Created):
+            events[0] = first.model_copy(update={"name": name})
+        wanted = {delta for event in events for delta in deltas_of(event)}
+        deltas = {delta: await session.delta(delta) for delta in wanted}
+        if events:
+            self.seq[name] = await store.append(name, events, expect=since, deltas=deltas)
+
+
+async def claude(
+    prompt: str | Path | Prompt, *, cwd: str | Path | None = None, **arguments: Unpack[TurnArguments]
+) -> TurnResult:
+    """Run one step without a session. It is not kept by us; `result.session.id` is Claude Code's own. See `Session`."""
+    return await Session(storage=MemorySessionStorage(), cwd=cwd).claude(prompt, **arguments)
+
+
+async def stream(
+    prompt: str | Path | Prompt, *, cwd: str | Path | None = None, **arguments: Unpack[TurnArguments]
+) -> AsyncGenerator[StreamChunk]:
+    """Run one step without a session, and give each piece as it comes. See `Session.stream`."""
+    async with aclosing(Session(storage=MemorySessionStorage(), cwd=cwd).stream(prompt, **arguments)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+def prompt_of(source: str | Path | Prompt) -> Prompt:
+    """Return the prompt that `source` means: a path, or a text that ends in `.md`, is a file; all else is the text.
+
+    Raises:
+        PromptError: the file cannot be used.
+    """
+    if isinstance(source, Prompt):
+        return source
+    if isinstance(source, Path) or (source.endswith(".md") and "\n" not in source):
+        return Prompt.load(source)
+    return Prompt.inline(source)
+
+
+def step_of(prompt: Prompt, arguments: TurnArguments) -> Step:
+    """Bind a prompt to what the call says.
+
+    Raises:
+        UsageError: a value does not fit.
+    """
+    given = {name: value for name, value in arguments.items() if name not in ("data", "key", "wait", "verbose")}
+    for name in ("tools", "allowed_tools", "disallowed_tools"):
+        if isinstance(tools := given.get(name), str):
+            given[name] = split_tools(tools)
+    options = options_from(
+        system_prompt=given.pop("system", None), append_system_prompt=given.pop("append_system", None), **given
+    )
+    return Step(prompt, data=arguments.get("data") or {}, options=options, key=arguments.get("key"))
+
+
+def check_session_id(text: str) -> str:
+    """Return `text` when it is a Claude session id: a UUID.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"{text!r} is no Claude session id: it is a UUID, such as `session show` prints") from None
+
+
+def name_in_run(run: Run, step: str) -> str:
+    """Return a name for a session that was given none, which a resumed run finds again."""
+    reference = run.operation("", step)
+    return f"{run.flow or 'flow'}-{run.key[:13]}-{reference.key}"
+
+
+def _storage(storage: SessionStorage | str | Path | None, settings: Settings | None = None) -> JournalStorage:
+    if storage is None:
+        storage = (settings or load_settings()).store
+    return open_storage(storage) if isinstance(storage, str | Path) else as_journal_storage(storage)
+
+
+def _done(journal: Journal, step: StepRef) -> bool:
+    """Return whether an operation of a flow is in the journal: a resumed flow does not repeat it."""
+    return bool(step.run) and any(getattr(event, "step", None) == step for event in journal.events)
+
+
+async def _made_by(store: JournalStorage, name: str, step: StepRef) -> OpenSession | None:
+    """Return the session of that name when this very step of the run made it."""
+    if not step.run or not await store.exists(name):
+        return None
+    found = await OpenSession.load(store, name)
+    return found if found.journal.created and found.journal.created.step == step else None
+
+
+def _exists(name: str) -> SessionExists:
+    return SessionExists(f"there is a session {name!r} already: choose another name, or pass overwrite=True", name=name)
+
+
+def _printer(chunk: StreamChunk) -> None:
+    """Say on stderr what happens, for `verbose`."""
+    match chunk.type:
+        case "tool_use":
+            print(f"· {chunk.tool} {json.dumps(chunk.input, ensure_ascii=False)[:200]}", file=sys.stderr)
+        case "retry" | "notice":
+            print(f"· {chunk.content}", file=sys.stderr)
+        case _:
+            pass
+
+
+def _silent(chunk: StreamChunk) -> None:
+    pass

@@ -1,0 +1,426 @@
+"""Runs a step: prompt and inputs in, a recorded turn out. Knows no Prefect.
+
+The order of things is what makes a turn safe. Under the session's lock: bring conversation and journal in step, look
+whether the run has this step already, append the intent, run the CLI, append the turn. Without it: judge the output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from channelcoder_flows.config import Settings, child_environment
+from channelcoder_flows.conversation import Conversation
+from channelcoder_flows.errors import (
+    ChannelCoderError,
+    OutputInvalid,
+    SessionConflict,
+    SessionRequired,
+    StorageError,
+    TurnError,
+    UsageError,
+)
+from channelcoder_flows.exchange import as_object, last_total_cost
+from channelcoder_flows.journal import (
+    Attach,
+    Check,
+    Created,
+    Event,
+    Failed,
+    ForkOrigin,
+    Intent,
+    Journal,
+    Rewind,
+    Started,
+    StepRef,
+    Turn,
+    now,
+)
+from channelcoder_flows.places.base import Place, Process
+from channelcoder_flows.places.host import HostPlace
+from channelcoder_flows.prompt import Prompt
+from channelcoder_flows.run import Match, Run, check_step_name, current_run
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.transcript import MAIN, Contents
+from channelcoder_flows.turn import Outcome, StreamChunk, TurnOptions, TurnRequest, TurnResult, options_from
+
+GO_ON = "You were interrupted in the middle of this. Go on from where you stood; do not start over."
+OUTPUT_ATTEMPTS = 2
+"""Turns of one step until an answer fits its declared output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A prompt with its inputs bound, and how the caller wants it run."""
+
+    prompt: Prompt
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: TurnOptions = field(default_factory=TurnOptions)
+    key: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The step key before it is counted."""
+        return check_step_name(self.key or self.prompt.name)
+
+    def request(self, settings: Settings) -> TurnRequest:
+        """State the turn in full: what the call says wins over the prompt, the prompt over the settings.
+
+        Raises:
+            InputError: the inputs do not fit the prompt.
+            UsageError: the prompt is empty.
+        """
+        text = self.prompt.bind(self.data)
+        if not text.strip():
+            raise UsageError("the prompt is empty: say what Claude should do")
+        settled = options_from(
+            model=settings.model,
+            timeout=settings.timeout,
+            idle_timeout=settings.idle_timeout,
+            permission_mode=settings.permission_mode,
+            setting_sources=settings.setting_sources,
+        )
+        options = self.options.over(self.prompt.options.over(settled.over(TurnOptions())))
+        return TurnRequest(prompt=text, options=options, output_schema=self.prompt.output_schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a step runs in: settings, directory, and who listens."""
+
+    settings: Settings
+    cwd: Path
+    on_chunk: Callable[[StreamChunk], None] = field(default=lambda chunk: None)
+    wait: float | None = None
+    """Seconds to wait for a busy session; None: as long as it takes."""
+
+    def notice(self, text: str) -> None:
+        """Say something that is no part of the answer."""
+        self.on_chunk(StreamChunk(type="notice", content=text))
+
+    def place(self) -> Place:
+        """Open the place the step runs in."""
+        return HostPlace(self.cwd, Path(self.settings.config_dir).expanduser())
+
+
+async def run_step(session: OpenSession, step: Step, around: Surroundings) -> TurnResult:
+    """Run a step in a session and return its result, from the journal where the current run has it already.
+
+    An answer that does not fit the declared output goes back to Claude once, as another turn of the same step.
+
+    Raises:
+        SessionRequired: the prompt continues a session, and this one has no turn; nothing was spent.
+        SessionBusy: the session is in use by another turn.
+        SessionDiverged, SessionUnfinished, RunTakenOver: see `run.Run`.
+        OutputInvalid: the answers did not fit the declared output; the turns are kept.
+        TurnError: the turn ended badly; the session is as it was before, the attempt recorded.
+        StorageError: the turn could not be kept; `text` holds the answer.
+    """
+    request = step.request(around.settings)
+    run = current_run()
+    if run is None:
+        return await _steps_turns(session, step, request, around, None)
+    with run.one_turn(session.name):
+        return await _steps_turns(session, step, request, around, run)
+
+
+async def _steps_turns(
+    session: OpenSession, step: Step, request: TurnRequest, around: Surroundings, run: Run | None
+) -> TurnResult:
+    one = _TurnOfStep(session, step, request, around, run)
+    async with one.locked():
+        match = await one.begin()
+        replayed = match.recorded is not None
+        turn = match.recorded.turns[-1] if match.recorded else await one.turn(match.step)
+    attempts = 1
+    while True:
+        output, problem = _judge(step.prompt, turn)
+        if not problem:
+            return _result(session, turn, output, replayed=replayed)
+        if not replayed:
+            await session.append(Check(step=turn.step, name="output", passed=False, message=problem))
+        if attempts == OUTPUT_ATTEMPTS:
+            break
+        attempts += 1
+        around.notice("the answer does not fit the declared output: asking once more")
+        async with one.locked():
+            await one.catch_up()
+            turn, replayed = await one.turn(turn.step, again=problem), False
+    raise OutputInvalid(
+        f"step {step.name!r}: the answer does not fit the declared output: {problem}",
+        session=session.name,
+        text=turn.text,
+        cost_usd=turn.cost_usd,
+    )
+
+
+def _judge(prompt: Prompt, turn: Turn) -> tuple[Any, str]:
+    """Return the validated output, or what is wrong with it."""
+    if prompt.output_schema is None:
+        return None, ""
+    if turn.output is None:
+        return None, "there is no structured answer, only text"
+    try:
+        return prompt.validate_output(turn.output), ""
+    except OutputInvalid as exc:
+        return None, exc.message
+
+
+def _result(session: OpenSession, turn: Turn, output: Any, *, replayed: bool) -> TurnResult:
+    journal = session.journal
+    outcome: Outcome = turn.outcome
+    said = as_object(output).get("outcome")
+    if said in ("done", "blocked", "no_change", "failed"):
+        outcome = said
+    return TurnResult(
+        text=turn.text,
+        output=output,
+        outcome=outcome,
+        session=session.ref.model_copy(update={"seq": journal.seq_of(turn), "id": turn.session_id}),
+        turn=journal.number_of(turn),
+        step=str(turn.step),
+        cost_usd=turn.cost_usd,
+        cost_estimated=turn.cost_estimated,
+        usage=turn.usage,
+        duration_s=turn.duration_s,
+        model_calls=turn.model_calls,
+        denials=turn.denials,
+        commit=turn.commit,
+        replayed=replayed,
+        adopted=turn.adopted,
+    )
+
+
+class _TurnOfStep:
+    """One turn, under the session's lock."""
+
+    def __init__(
+        self, session: OpenSession, step: Step, request: TurnRequest, around: Surroundings, run: Run | None
+    ) -> None:
+        self.session, self.step, self.request, self.around, self.run = session, step, request, around, run
+        self.place = around.place()
+        self.conversation = Conversation(session, self.place, around.notice)
+
+    def locked(self) -> AbstractAsyncContextManager[None]:
+        """Hold the session's lock."""
+        name, notice = self.session.name, self.around.notice
+        return self.session.lock(
+            wait=self.around.wait, on_wait=lambda: notice(f"session {name!r} is busy: waiting for its turn")
+        )
+
+    async def catch_up(self) -> None:
+        """Read what others appended, and give a turn that died its ending."""
+        await self.session.refresh()
+        await self.session.begin()
+        await self.conversation.settle()
+
+    async def begin(self) -> Match:
+        """Find out whether this step is done already; go back first where it is to be run again."""
+        journal = self.session.journal
+        await self.session.refresh()
+        spec = self.step.prompt.session
+        if spec.required and not journal.turns and journal.intent is None:
+            raise SessionRequired(
+                f"prompt {self.step.prompt.name!r} continues a session, and there is none to continue: "
+                "name one with --load-session (or session=), or run the step that begins it first"
+            )
+        started: list[Event] = []
+        if self.run is not None:
+            started.extend(self.run.enter(self.session.name, self.session.storage.url, journal))
+        await self.catch_up()
+        if started:
+            await self.session.append(*started)
+        if self.run is None:
+            return Match(StepRef(key=self.step.name))
+        match = self.run.match(self.session.name, journal, self.step.name, self.request.digest())
+        if match.rewind_to is not None:
+            self.around.notice(f"going back to the end of turn {match.rewind_to}: the later ones are run again")
+            await self.session.append(rewind_event(journal, match.rewind_to, reason="run again"))
+        return match
+
+    async def turn(self, ref: StepRef, *, again: str = "") -> Turn:
+        """Run one turn and record it. Paid work is never dropped: a writer that came between makes it a fork."""
+        from channelcoder_flows import claude_code
+
+        journal, request = self.session.journal, self.request
+        cli = claude_code.find_claude(self.around.settings.claude_path)
+        if again:
+            ref = ref.model_copy(update={"attempt": ref.attempt + 1})
+        text = _answer_again(again) if again else self._go_on(ref) or request.prompt
+        contents = await self.conversation.lay()
+        total_before = last_total_cost(contents.get(MAIN, b""))
+        intent = Intent(
+            turn_id=str(uuid.uuid4()),
+            session_id=journal.session_id or "",
+            step=ref,
+            digest=request.digest(),
+            prompt=text,
+            place=self.place.spec,
+            cwd=str(self.place.cwd),
+            snapshot=await self.place.snapshot("before"),
+            structured=request.output_schema is not None,
+        )
+        await self.session.append(intent)
+
+        async def started(process: Process) -> None:
+            await self.session.append(Started(turn_id=intent.turn_id, process=process.ident))
+
+        try:
+            answer = await claude_code.run_turn(
+                self.place,
+                request.model_copy(update={"prompt": text}),
+                claude=cli,
+                env=child_environment(self.around.settings, os.environ),
+                session_id=intent.session_id,
+                turn_id=intent.turn_id,
+                resume=bool(contents.get(MAIN)),
+                on_chunk=self.around.on_chunk,
+                on_started=started,
+            )
+        except BaseException as exc:
+            ending = asyncio.ensure_future(self._failed(intent, exc, total_before))
+            while not ending.done():
+                try:
+                    await asyncio.wait([ending])
+                except asyncio.CancelledError:
+                    continue  # the record of what was spent comes first
+            ending.result()
+            raise
+        after = await self.conversation.read()
+        if self.conversation.find(after, intent.turn_id) is None:
+            error = TurnError(
+                f"Claude Code kept no transcript under {self.place.config_dir}: make it writable, then run again",
+                kind="not-saved",
+                text=answer.text,
+            )
+            await self._failed(intent, error, total_before)
+            raise error
+        deltas: dict[str, bytes] = {}
+        marks, delta = self.conversation.added(after, deltas)
+        turn = Turn(
+            turn_id=intent.turn_id,
+            session_id=intent.session_id,
+            step=ref,
+            digest=intent.digest,
+            prompt=text,
+            text=answer.text,
+            output=answer.output,
+            cost_usd=max(0.0, round(answer.total_cost_usd - total_before, 9)),
+            usage=answer.usage,
+            started=intent.at,
+            duration_s=round((now() - intent.at).total_seconds(), 3),
+            model_calls=answer.model_calls,
+            model=answer.model,
+            denials=answer.denials,
+            place=self.place.spec,
+            commit=await self.place.snapshot(intent.turn_id),
+            files=marks,
+            delta=delta,
+        )
+        await self._keep(turn, deltas)
+        return turn
+
+    def _go_on(self, ref: StepRef) -> str:
+        """Return what to say to a step whose last attempt was kept half done."""
+        entries = self.session.journal.entries
+        last = entries[-1] if entries else None
+        return GO_ON if isinstance(last, Failed) and last.step.key == ref.key and last.step.run == ref.run else ""
+
+    async def _keep(self, turn: Turn, deltas: Mapping[str, bytes]) -> None:
+        try:
+            await self.session.append(turn, deltas=deltas)
+        except SessionConflict:
+            name = f"{self.session.name[:150]}-fork-{turn.turn_id[:8]}"
+            fork = await fork_session(self.session, name)
+            await fork.append(turn, deltas=deltas)
+            # The two must not go on under one Claude session id.
+            await fork.append(rewind_event(fork.journal, len(fork.journal.turns), reason="fork"))
+            self.around.notice(f"another writer went on with {self.session.name!r}: this turn is kept as {name!r}")
+            self.session.name, self.session.journal = fork.name, fork.journal
+        except StorageError as exc:
+            exc.text = turn.text
+            raise
+
+    async def _failed(self, intent: Intent, exc: BaseException, total_before: float) -> None:
+        """Record how the attempt ended, and take its words back."""
+        error = exc if isinstance(exc, TurnError) else _as_turn_error(exc)
+        contents: Contents = await self.conversation.read()
+        ours = self.conversation.find(contents, intent.turn_id)
+        keep = self.request.options.recovery == "continue" and error.retryable
+        await self.conversation.fail(intent, error, ours, contents, total_before, keep=keep)
+        if isinstance(exc, TurnError):
+            failed = self.session.journal.events[-1]
+            exc.session = self.session.name
+            exc.cost_usd = failed.cost_usd if isinstance(failed, Failed) else 0.0
+
+
+def _as_turn_error(exc: BaseException) -> TurnError:
+    if isinstance(exc, ChannelCoderError):
+        return TurnError(exc.message, kind="place")
+    if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt):
+        return TurnError("the turn was interrupted", kind="interrupted", retryable=True)
+    return TurnError(f"{type(exc).__name__}: {exc}", kind="internal")
+
+
+def _answer_again(problem: str) -> str:
+    return (
+        f"Your answer does not fit the form that was asked for: {problem}. "
+        "Answer again, complete, in that form; change nothing else."
+    )
+
+
+def rewind_event(journal: Journal, to: int, *, reason: str = "", step: StepRef | None = None) -> Rewind:
+    """Return the event that goes back to the end of turn `to`.
+
+    Raises:
+        UsageError: there is no such turn.
+    """
+    if not 0 <= to <= len(journal.turns):
+        raise UsageError(f"there is no turn {to} to go back to: the session has {len(journal.turns)}")
+    return Rewind(
+        to=to,
+        session_id=str(uuid.uuid4()),
+        message_count=journal.message_count(to),
+        reason=reason,
+        step=step or StepRef(),
+    )
+
+
+async def fork_session(
+    session: OpenSession, name: str, *, at: int | None = None, step: StepRef | None = None
+) -> OpenSession:
+    """Copy a session up to the end of turn `at` (None: all of it) into a new one, under a new Claude session id.
+
+    Raises:
+        SessionExists: there is a session of that name.
+        UsageError: there is no such turn.
+    """
+    journal = session.journal
+    turn = len(journal.turns) if at is None else at
+    back = rewind_event(journal, turn, reason="fork")
+    fork = OpenSession.new(session.storage, name)
+    origin = ForkOrigin(name=session.name, turn=turn)
+    events: list[Event] = [
+        Created(
+            name=name,
+            session_id=journal.chain[0] if journal.chain else back.session_id,
+            labels=journal.created.labels if journal.created else {},
+            forked_from=origin,
+            step=step or StepRef(),
+        )
+    ]
+    kept = journal.entries if at is None else journal.entries_to(turn)
+    for entry in kept:
+        inherited = {"inherited": True} if isinstance(entry, Turn) else {"cost_usd": 0.0}
+        events.append(entry if isinstance(entry, Attach) else entry.model_copy(update=inherited))
+    if kept:
+        events.append(back)
+    names = {entry.delta for entry in kept if entry.delta}
+    await fork.append(*events, deltas={name: await session.delta(name) for name in names})
+    return fork
