@@ -47,8 +47,8 @@ async def file_lock(
     try:
         yield
     finally:
-        # Without a thread: nothing here can wait, and a cancelled task must not leave with the lock. A file or directory
-        # that stays behind does no harm.
+        # Without a thread: nothing here can wait, and a cancelled task must not leave with the lock.
+        # A file or directory that stays behind does no harm.
         with contextlib.suppress(OSError):
             if not keep() and is_at(descriptor, path):
                 _clear(path)

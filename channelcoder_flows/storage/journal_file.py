@@ -206,7 +206,7 @@ def _summary(line: bytes, file: Path, number: int = 0) -> Summary:
 def read_index(data: bytes) -> DeltaIndex:
     """Return where the deltas named in a journal's whole lines stand; other lines do not count."""
     index: DeltaIndex = {}
-    for line in filter(is_whole, data.split(b"\n")):
+    for line in filter(is_whole, data.split(b"\n")[:-1]):
         _, _, text = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
         index.update(_INDEX.validate_json(text))
     return index

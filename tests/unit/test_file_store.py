@@ -90,6 +90,7 @@ class TestDamage:
             journal.write_bytes(whole[:cut])
             assert await store.read("s") == events[:2]
             assert (await store.list())[0].turns == 1
+            assert len((await store.load("s")).deltas) == 1
             await store.append("s", events[2:], expect=2)
             assert await store.read("s") == events
 
@@ -167,6 +168,14 @@ class TestDamage:
         assert await store.exists("broken")
         await store.remove("broken")
         assert [info.name for info in await store.list()] == ["sound"]
+
+    async def test_a_damaged_session_can_be_saved_over(self, store: FileSessionStorage):
+        """A session put back from another copy with `save` is whole again, whatever its files were like."""
+        directory = await filled(store)
+        for file in (directory / "journal.jsonl", directory / "deltas.bin"):
+            file.write_bytes(file.read_bytes().replace(b"1", b"2"))
+        await store.save(a_state("s"))
+        assert await store.load("s") == a_state("s")
 
     async def test_a_newer_version_is_refused_never_guessed_at(self, store: FileSessionStorage):
         """A journal of a later format says `upgrade`, is neither read nor written, and does not hide the others."""
@@ -286,6 +295,7 @@ class TestDisk:
                 with pytest.raises(StorageError, match="link"):
                     await asked
         assert len(await other.read("victim")) == 3
+        assert [info.name for info in await store.list()] == ["inner"], "one link does not hide the other sessions"
 
     async def test_no_leftovers(self, store: FileSessionStorage):
         """What a killed `remove` left goes with the next write; locks leave nothing where there is no session."""

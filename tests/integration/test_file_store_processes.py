@@ -1,0 +1,213 @@
+"""Several processes on one store in a directory, some of them killed."""
+
+import asyncio
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from channelcoder_flows.errors import SessionBusy, SessionConflict, StorageError
+from channelcoder_flows.journal import Journal
+from channelcoder_flows.storage.file import FileSessionStorage
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.testing.storage_conformance import a_session, a_state, a_turn
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["channelcoder_flows.storage.file", "channelcoder_flows.testing.storage_conformance"])
+
+
+def write_turns(root: Path, writer: int, turns: int, conflicts: Connection) -> None:
+    """Append so many turns, reading again each time another writer was first; report how often that was."""
+
+    async def work() -> int:
+        session = await OpenSession.load(FileSessionStorage(root), "s")
+        refused = 0
+        for number in range(turns):
+            data = f"{writer} {number}".encode() * 50
+            turn = a_turn("s", number, text=f"{writer}/{number}").model_copy(
+                update={"delta": hashlib.sha256(data).hexdigest()}
+            )
+            while True:
+                try:
+                    await session.append(turn, deltas={str(turn.delta): data})
+                    break
+                except SessionConflict:
+                    refused += 1
+                    await session.refresh()
+        return refused
+
+    conflicts.send(asyncio.run(work()))
+
+
+def write_until_killed(root: Path, acknowledged: Connection) -> None:
+    """Append turns with deltas, and say each number once it is acknowledged."""
+
+    async def work() -> None:
+        session = await OpenSession.load(FileSessionStorage(root), "s")
+        while True:
+            number = session.journal.seq
+            data = number.to_bytes(2) * 5000
+            turn = a_turn("s", number, text="x" * 20_000).model_copy(update={"delta": hashlib.sha256(data).hexdigest()})
+            await session.append(turn, deltas={str(turn.delta): data})
+            acknowledged.send(number + 1)
+
+    asyncio.run(work())
+
+
+def save_until_killed(root: Path, saved: Connection) -> None:
+    """Save a short and a long session in turns under one name."""
+
+    async def work() -> None:
+        store = FileSessionStorage(root)
+        states = [a_state("s", turns=2), a_state("s", turns=30)]
+        while True:
+            for state in states:
+                await store.save(state)
+                saved.send(len(state.journal))
+
+    asyncio.run(work())
+
+
+def hold_lock(root: Path, held: Connection) -> None:
+    """Take the turn lock, say so, and keep it."""
+
+    async def work() -> None:
+        async with FileSessionStorage(root).lock("s"):
+            held.send(os.getpid())
+            await asyncio.Event().wait()
+
+    asyncio.run(work())
+
+
+async def test_four_writers_lose_nothing(tmp_path: Path):
+    """Four processes that append 25 turns each: 100 turns, each once, with its delta; late writers were told."""
+    store = FileSessionStorage(tmp_path)
+    await store.append("s", a_session("s", turns=0), expect=0)
+    reports, report = processes.Pipe(duplex=False)
+    writers = [processes.Process(target=write_turns, args=(tmp_path, writer, 25, report)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    refused = sum(reports.recv() for _ in writers)
+    state = await store.load("s")
+    turns = Journal(state.journal).turns
+    assert sorted(turn.text for turn in turns) == sorted(f"{w}/{n}" for w in range(4) for n in range(25))
+    assert {turn.delta for turn in turns} == set(state.deltas)
+    assert refused > 0, "the writers never met: this run showed nothing"
+
+
+async def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path):
+    """Killed with SIGKILL at 20 random moments of writing: no session is torn, no acknowledged turn is gone."""
+    store = FileSessionStorage(tmp_path)
+    await store.append("s", a_session("s", turns=0), expect=0)
+    chance = random.Random(20)
+    for _ in range(20):
+        acknowledged, say = processes.Pipe(duplex=False)
+        writer = processes.Process(target=write_until_killed, args=(tmp_path, say))
+        writer.start()
+        say.close()
+        last = 0
+        for _ in range(chance.randint(1, 6)):
+            last = acknowledged.recv()
+        time.sleep(chance.random() * 0.004)  # the moment of the kill, anywhere in an append
+        writer.kill()
+        writer.join()
+        while acknowledged.poll():
+            try:
+                last = acknowledged.recv()
+            except EOFError:
+                break
+        state = await store.load("s")
+        assert len(state.journal) >= last
+        assert set(state.deltas) == {turn.delta for turn in Journal(state.journal).turns if turn.delta}
+        (info,) = await store.list()
+        assert info.turns == len(state.journal) - 1
+        await store.append("s", [a_turn("s", 0)], expect=len(state.journal))
+
+
+async def test_killed_saves_leave_one_session_or_the_other(tmp_path: Path):
+    """Killed with SIGKILL while a session is saved over: it is the old one or the new one, whole."""
+    store = FileSessionStorage(tmp_path)
+    whole = {len(state.journal): state for state in (a_state("s", turns=2), a_state("s", turns=30))}
+    chance = random.Random(10)
+    for _ in range(10):
+        saved, say = processes.Pipe(duplex=False)
+        writer = processes.Process(target=save_until_killed, args=(tmp_path, say))
+        writer.start()
+        for _ in range(chance.randint(2, 5)):
+            saved.recv()
+        time.sleep(chance.random() * 0.004)  # the moment of the kill, anywhere in a save
+        writer.kill()
+        writer.join()
+        state = await store.load("s")
+        assert state == whole[len(state.journal)]
+
+
+async def test_a_killed_holder_frees_the_lock(tmp_path: Path):
+    """The turn lock of a process that was killed with SIGKILL is free at once, and until then names its holder."""
+    store = FileSessionStorage(tmp_path)
+    held, say = processes.Pipe(duplex=False)
+    holder = processes.Process(target=hold_lock, args=(tmp_path, say))
+    holder.start()
+    pid = held.recv()
+    with pytest.raises(SessionBusy, match=f"process {pid}"):
+        async with store.lock("s", wait=0):
+            pass
+    waiting = asyncio.Event()
+
+    async def take() -> float:
+        async with store.lock("s", on_wait=waiting.set):
+            return time.monotonic()
+
+    taking = asyncio.create_task(take())
+    await waiting.wait()
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    assert await asyncio.wait_for(taking, 10) - killed < 1
+    holder.join()
+
+
+async def test_a_child_does_not_inherit_the_lock(tmp_path: Path):
+    """A program that a turn started and left running does not keep the session locked."""
+    store = FileSessionStorage(tmp_path)
+    async with store.lock("s"):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+    try:
+        async with store.lock("s", wait=0):
+            assert child.poll() is None
+    finally:
+        child.communicate(b"\n")
+
+
+async def test_a_disk_that_is_full(tmp_path: Path):
+    """On a file system without a byte left an append says to free some space, and the session stays readable."""
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("needs to mount a small file system")
+    try:
+        store = FileSessionStorage(tmp_path / "sessions")
+        session = OpenSession.new(store, "s")
+        await session.append(*a_session("s"))
+        with pytest.raises(StorageError, match="free some space"):
+            for number in range(100):
+                await session.append(a_turn("s", number, text="x" * 30_000))
+        assert await store.read("s") == tuple(session.journal.events)
+        with pytest.raises(StorageError, match="free some space"):
+            await store.save(a_state("t", turns=200))
+        assert [info.name for info in await store.list()] == ["s"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
