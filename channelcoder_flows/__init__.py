@@ -42,6 +42,8 @@ from channelcoder_flows.errors import (
 
 if TYPE_CHECKING:
     from channelcoder_flows.journal import SessionInfo, SessionState
+    from channelcoder_flows.prompt import Prompt
+    from channelcoder_flows.session import Session, claude, stream
     from channelcoder_flows.storage import open_storage
     from channelcoder_flows.storage.base import JournalStorage, SessionStorage
     from channelcoder_flows.storage.file import FileSessionStorage
@@ -67,11 +69,13 @@ __all__ = [
     "NotLoggedIn",
     "OutputInvalid",
     "PlaceError",
+    "Prompt",
     "PromptError",
     "RetryPolicy",
     "RunAlive",
     "RunTakenOver",
     "SchemaError",
+    "Session",
     "SessionBusy",
     "SessionConflict",
     "SessionDiverged",
@@ -95,11 +99,15 @@ __all__ = [
     "Usage",
     "UsageError",
     "__version__",
+    "claude",
     "open_storage",
+    "stream",
 ]
 
 _HOMES = {
     "journal": ("SessionInfo", "SessionState"),
+    "prompt": ("Prompt",),
+    "session": ("Session", "claude", "stream"),
     "storage": ("open_storage",),
     "storage.base": ("JournalStorage", "SessionStorage"),
     "storage.file": ("FileSessionStorage",),
