@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -159,11 +159,9 @@ class SessionDirectory:
         with self._locked() as journal:
             before = self._tail(journal)
             check_tail(journal, before, self.journal)
-            if target.begun():
-                raise taken
-            write_at(journal, make_line(new, (), {}, before, end=before.summary.end), before.end)
             try:
                 target.clear()
+                write_at(journal, make_line(new, (), {}, before, end=before.summary.end), before.end)
                 self.path.rename(target.path)
             except OSError as exc:
                 os.ftruncate(journal, before.end)
@@ -184,15 +182,13 @@ class SessionDirectory:
         """Take away what a session that never began has left: its lock, an empty journal.
 
         Raises:
-            OSError: `ENOTEMPTY`: it began meanwhile.
+            OSError: `ENOTEMPTY`: there is a session.
         """
-        try:
-            with self._locked() as journal:
-                if read_tail(journal, self.journal) is None:
-                    for name in (DELTAS, NEW_JOURNAL, JOURNAL):
-                        (self.path / name).unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError), self._locked():
+            if self.begun():
+                raise OSError(errno.ENOTEMPTY, "there is a session", str(self.path))
+            for name in (DELTAS, NEW_JOURNAL, JOURNAL):
+                (self.path / name).unlink(missing_ok=True)
         if self.path.exists():
             self.turn_lock.unlink(missing_ok=True)
             self.path.rmdir()

@@ -1,6 +1,7 @@
 """The store in a directory: what is on the disk, and what happens when the disk is not as it should be."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
@@ -138,8 +139,9 @@ class TestDamage:
         one, two, three = journal.read_bytes().splitlines(keepends=True)
         for lines in ([two, three], [one, three], [one, two, two], [one, three, two], [one, one, two, three]):
             journal.write_bytes(b"".join(lines))
-            with pytest.raises(JournalDamaged):
-                await store.read("s")
+            for since in (0, 2):
+                with pytest.raises(JournalDamaged):
+                    await store.read("s", since=since)
 
     async def test_damaged_deltas_are_found(self, store: FileSessionStorage):
         """A transcript delta that is flipped, cut or gone is an error and never half a transcript."""
@@ -218,11 +220,12 @@ class TestDisk:
         before = {file.name: file.read_bytes() for file in directory.iterdir()}
         data = os.urandom(6000)
         turn = a_turn("s", 3, text="long " * 500).model_copy(update={"delta": hashlib.sha256(data).hexdigest()})
-        for limit in range(0, 9000, 450):
-            with file_size_limit(limit), pytest.raises(StorageError, match="saved before is intact"):
-                await store.append("s", [turn], expect=3, deltas={str(turn.delta): data})
-            assert (directory / "journal.jsonl").read_bytes() == before["journal.jsonl"]
-            assert len(await store.read("s")) == 3
+        for limit in range(0, 4000, 250):
+            for deltas in ({str(turn.delta): data}, {}):
+                with file_size_limit(limit), pytest.raises(StorageError, match="saved before is intact"):
+                    await store.append("s", [turn], expect=3, deltas=deltas)
+                assert (directory / "journal.jsonl").read_bytes() == before["journal.jsonl"]
+                assert len(await store.read("s")) == 3
         assert await store.append("s", [turn], expect=3, deltas={str(turn.delta): data}) == 4
         assert await store.delta("s", str(turn.delta)) == data
 
@@ -389,6 +392,42 @@ class TestPlaces:
         for sha in old.deltas:
             with pytest.raises(JournalDamaged):
                 await store.delta("s", sha)
+
+
+class TestLocks:
+    """What happens between opening a file and holding its lock."""
+
+    async def test_many_who_want_a_lock_that_goes_with_its_file(self, store: FileSessionStorage):
+        """However often a lock file is removed at the end of a lock, there is one holder at a time."""
+        holders = 0
+
+        async def work() -> None:
+            nonlocal holders
+            for _ in range(40):
+                async with store.lock("never begun"):
+                    holders += 1
+                    assert holders == 1
+                    await asyncio.sleep(0.0005)
+                    holders -= 1
+
+        await asyncio.gather(*(work() for _ in range(8)))
+
+    @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs the kernel's list of waiting locks")
+    async def test_a_writer_that_waited_writes_to_the_journal_that_is_there(self, store: FileSessionStorage):
+        """A journal that is replaced while a writer waits for it gets the event, and not the file that is gone."""
+        journal = await filled(store) / "journal.jsonl"
+        held = journal.open("rb")
+        fcntl.flock(held, fcntl.LOCK_EX)
+        inode = f":{os.fstat(held.fileno()).st_ino} "
+        append = asyncio.create_task(store.append("s", [a_turn("s", 3)], expect=3))
+        while not any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()):
+            await asyncio.sleep(0.001)
+        copy = journal.with_suffix(".copy")
+        copy.write_bytes(journal.read_bytes())
+        copy.replace(journal)
+        held.close()
+        assert await append == 4
+        assert len(await store.read("s")) == 4
 
 
 async def test_a_journal_is_plain_json_lines(store: FileSessionStorage):
