@@ -43,6 +43,9 @@ class Prompt:
     output_schema: dict[str, Any] | None = None
     """The declared output as JSON Schema, as the CLI is given it; None: plain text."""
 
+    plain: bool = False
+    """Text that was typed, not a file: without data it is sent as it is, braces and all."""
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a prompt file.
@@ -73,7 +76,7 @@ class Prompt:
         """
         if not text.strip():
             raise PromptError.at("prompt", 0, "", "is empty; say what Claude shall do")
-        return cls(name="prompt", body=text)
+        return cls(name="prompt", body=text, plain=True)
 
     @cached_property
     def input_model(self) -> type[schema.Declared] | None:
@@ -95,9 +98,7 @@ class Prompt:
         """
         values = dict(data or {})
         if self.input_model is None:
-            if not values and self.path is None and self.options == TurnOptions():
-                return self.body
-            text = template.render(self.body, values)
+            text = self.body if self.plain and not values else template.render(self.body, values)
         else:
             try:
                 bound = self.input_model.model_validate(values)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from channelcoder_flows import matter, schema, template
 from channelcoder_flows.errors import PromptError, SchemaError
@@ -35,7 +36,7 @@ def text_or_file(value: str, folder: Path) -> str:
     try:
         return matter.read_text(folder / value).strip()
     except PromptError as exc:
-        raise ValueError(f"{exc.file} {exc.problem}") from exc
+        raise ValueError(f"{exc.file}: {exc.problem}") from exc
 
 
 def split_tools(text: str) -> list[str]:
@@ -44,7 +45,9 @@ def split_tools(text: str) -> list[str]:
 
 
 _TOOL = re.compile(r"(?:[^\s,(]++(?:\([^)]*\)?)?|\([^)]*\)?)++")
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?[dhms])+")
+_PATH_PART = re.compile(r"[^.\[\]]+")
+_PYDANTIC_SUBJECT = re.compile(r"^\w+ should")
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
@@ -107,7 +110,7 @@ def _mcp(value: Any, context: _Context) -> str:
         try:
             config, result = json.loads(matter.read_text(path)), str(path)
         except PromptError as exc:
-            raise ValueError(f"{exc.file} {exc.problem}") from exc
+            raise ValueError(f"{exc.file}: {exc.problem}") from exc
         except (ValueError, RecursionError) as exc:
             raise ValueError(f"{path} is not JSON: {exc}") from exc
     if not (isinstance(config, dict) and isinstance(cast("dict[str, Any]", config).get("mcpServers"), dict)):
@@ -247,7 +250,7 @@ class PromptReader:
             elif key in _LATER:
                 self._refuse(spelling, f"is not in this version yet: {_LATER[key]}; remove the key")
             elif not spelling.startswith("x-"):
-                hint = schema.nearest(key, KEYS) or f"; a key of your own is called x-{spelling.removeprefix('x')}"
+                hint = schema.nearest(key, KEYS) or f"; a key of your own is called x-{spelling}"
                 self._refuse(spelling, f"is not a key of a prompt file{hint}")
         return found
 
@@ -259,9 +262,9 @@ class PromptReader:
         try:
             return KEYS[key].read(value, _Context(self._folder, self._matter.written.get((spelling,))))
         except SchemaError as exc:
-            self._refuse(spelling, exc.message, path=exc.path)
+            self._refuse(spelling, exc.message, *_PATH_PART.findall(exc.path))
         except ValidationError as exc:
-            self._refuse(spelling, _first_problem(exc))
+            self._refuse(spelling, *_said(exc.errors()[0]))
         except ValueError as exc:
             self._refuse(spelling, str(exc))
         return None
@@ -272,9 +275,11 @@ class PromptReader:
             try:
                 return TurnOptions.model_validate(given)
             except ValidationError as exc:
-                for option in {str(error["loc"][0]): None for error in exc.errors()}:
-                    self._refuse(spellings[option], _first_problem(exc, option))
-                    del given[option]
+                for error in exc.errors():
+                    option = str(error["loc"][0])
+                    if given.pop(option, None) is not None:
+                        problem, *place = _said(error)
+                        self._refuse(spellings[option], problem, *place[1:])
 
     def _spelled(self) -> Iterator[tuple[str, str]]:
         return ((_camel(spelling), spelling) for spelling in self._matter.data if _camel(spelling) in KEYS)
@@ -289,11 +294,15 @@ class PromptReader:
                 line = self._matter.body_line + self._matter.body.count("\n", 0, offset)
                 self.errors.append(PromptError.at(self._file, line, f"{{{path}}}", problem))
 
-    def _refuse(self, spelling: str, problem: str, *, path: str = "") -> None:
-        place = [spelling, *path.split(".")] if path else [spelling]
-        lines = (self._matter.lines.get(tuple(place[:length])) for length in range(len(place), 0, -1))
-        line = next((line for line in lines if line), self._matter.body_line)
-        self.errors.append(PromptError.at(self._file, line, ".".join(place), problem))
+    def _refuse(self, spelling: str, problem: str, *inside: str) -> None:
+        """Keep an error; `inside` is the way from the key's value to what is wrong."""
+        line = self._matter.lines.get((spelling,), self._matter.body_line)
+        place: matter.KeyPath = (spelling,)
+        for part in inside:
+            options = ((*place, end) for end in (part, f"{part}?", int(part) if part.isdecimal() else part))
+            place = next((option for option in options if option in self._matter.lines), (*place, part))
+            line = self._matter.lines.get(place, line)
+        self.errors.append(PromptError.at(self._file, line, ".".join((spelling, *inside)), problem))
 
 
 def _camel(key: str) -> str:
@@ -301,7 +310,7 @@ def _camel(key: str) -> str:
     return head + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _first_problem(error: ValidationError, option: str = "") -> str:
-    first = next(found for found in error.errors() if not option or found["loc"][0] == option)
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should ")
-    return message if message == first["msg"] or first["type"] == "value_error" else f"must {message}"
+def _said(error: ErrorDetails) -> list[str]:
+    """Return what pydantic says, and the way to where it says it."""
+    message = error["msg"].removeprefix("Value error, ")
+    return [_PYDANTIC_SUBJECT.sub("must", message), *map(str, error["loc"])]

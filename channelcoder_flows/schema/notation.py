@@ -153,4 +153,5 @@ def _check_value(schema: JsonSchema, value: Any, what: str, path: str) -> None:
         TypeAdapter[Any](kind).validate_python(value)
     except ValidationError as exc:
         reason = exc.errors(include_url=False)[0]["msg"]
-        raise SchemaError(f"{what} {value!r} does not fit: {reason}", path=path) from exc
+        hint = "; put it in quotes" if schema.get("type") == "string" else ""
+        raise SchemaError(f"{what} {value!r} does not fit: {reason}{hint}", path=path) from exc
