@@ -19,7 +19,7 @@ from typing import Any, TypeGuard, cast
 import yaml
 from frontmatter.default_handlers import YAMLHandler
 
-from channelcoder_flows.errors import PromptError
+from channelcoder_flows.errors import PromptError, PromptNotFound
 
 MAX_FILE = 10 * 1024 * 1024
 MAX_MATTER = 64 * 1024
@@ -55,7 +55,8 @@ def read_text(path: str | Path) -> str:
     """Return the text of a regular file: UTF-8, without BOM, lines ended by a line feed.
 
     Raises:
-        PromptError: there is no such file, it is no regular file, over 10 MB, not UTF-8, or has a NUL byte.
+        PromptNotFound: there is no such file.
+        PromptError: it is no regular file, over 10 MB, not UTF-8, or has a NUL byte.
     """
     file = str(path)
     if "\0" in file:
@@ -64,15 +65,20 @@ def read_text(path: str | Path) -> str:
         # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as exc:
-        raise PromptError.at(file, 0, "", "there is no such file") from exc
+        raise PromptNotFound.at(file, 0, "", "there is no such file") from exc
     except OSError as exc:
         raise PromptError.at(file, 0, "", f"cannot be read: {exc.strerror}") from exc
-    with os.fdopen(descriptor, "rb") as opened:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise PromptError.at(file, 0, "", f"is {kind}; a prompt is a text file")
-        content = opened.read(MAX_FILE + 1)
+        with open(descriptor, "rb", closefd=False) as opened:
+            content = opened.read(MAX_FILE + 1)
+    except OSError as exc:
+        raise PromptError.at(file, 0, "", f"cannot be read: {exc.strerror}") from exc
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE:
         raise PromptError.at(file, 0, "", "is over 10 MB; a prompt is a text file")
     if (position := content.find(b"\0")) >= 0:
@@ -91,9 +97,8 @@ def split(text: str, *, file: str) -> Matter:
         PromptError: the frontmatter has no end, is over 64 KB, or is not a mapping that can be read for certain.
     """
     text = _unify(text.removeprefix("\ufeff"))
-    blank = len(text) - len(text.lstrip())
-    first = text.count("\n", 0, blank) + 1
-    text = text[blank:]
+    text, blank = _without_blank_lines(text)
+    first = blank + 1
     if not _HANDLER.detect(text):
         if _OTHER_FENCE.match(text):
             raise PromptError.at(file, first, "", "frontmatter is YAML between two lines of exactly three dashes (---)")
@@ -106,13 +111,12 @@ def split(text: str, *, file: str) -> Matter:
         raise PromptError.at(file, first, "", "the frontmatter is over 64 KB")
     builder = _Builder(matter, file, first)
     data = builder.build()
-    body = body.removeprefix("\n")
-    blank_lines = cast("re.Match[str]", _BLANK_LINES.match(body))[0]
     end = first + matter.count("\n") + 1
+    body, blank = _without_blank_lines(body.removeprefix("\n"))
     return Matter(
         data=data,
-        body=body.removeprefix(blank_lines).rstrip(),
-        body_line=end + blank_lines.count("\n"),
+        body=body.rstrip(),
+        body_line=end + blank,
         lines=builder.lines,
         written=builder.written,
     )
@@ -120,6 +124,12 @@ def split(text: str, *, file: str) -> Matter:
 
 def _unify(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_blank_lines(text: str) -> tuple[str, int]:
+    """Return the text without the blank lines it begins with, and how many there were."""
+    end = cast("re.Match[str]", _BLANK_LINES.match(text)).end()
+    return text[end:], text.count("\n", 0, end)
 
 
 def _line_at(content: bytes, position: int) -> int:
@@ -198,7 +208,7 @@ class _Builder:
         self._open.append(_Open(value, path))
 
     def _scalar(self, event: Any, line: int) -> None:
-        text: str = event.value
+        text = self._joined(event.value, line)
         top = self._open[-1] if self._open else None
         if top and isinstance(top.value, dict) and top.key is None:
             if not text:
@@ -214,6 +224,13 @@ class _Builder:
         self.lines.setdefault(path, self._line(line))
         self.written[path] = text
         self._add(self._value(text, line) if event.implicit[0] else text)
+
+    def _joined(self, text: str, line: int) -> str:
+        """Return a text with each pair of JSON's surrogate escapes as the character it stands for."""
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as exc:
+            raise self._error(line, self._key(), "has half a character (a lone surrogate)") from exc
 
     def _value(self, text: str, line: int) -> Any:
         if _NULL.fullmatch(text):
@@ -260,13 +277,13 @@ class _Builder:
         in_brackets = (exc.context or "").startswith("while parsing a flow")
         if in_brackets and problem.endswith("'?'"):
             return self._error(line, self._key(), 'inside { } a name that ends in ? needs quotes: {"name?": string}')
-        lines = self._text.split("\n")
-        suspect = None if in_brackets or line >= len(lines) else _NEEDS_QUOTES.fullmatch(lines[line])
+        text = "".join(self._text.split("\n")[line : line + 1])
+        if "\t" in text[: len(text) - len(text.lstrip())]:
+            return self._error(line, self._key(), "cannot be read: there is a tab; indent with spaces")
+        suspect = None if in_brackets else _NEEDS_QUOTES.fullmatch(text)
         if suspect:
             quoted = "'" + suspect["value"].replace("'", "''") + "'"
             return self._error(line, suspect["key"], f"cannot be read; put the value in quotes: {quoted}")
-        if "\\t" in problem:
-            problem = "there is a tab; indent with spaces"
         return self._error(line, self._key(), f"cannot be read: {problem}")
 
 

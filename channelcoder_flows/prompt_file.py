@@ -32,7 +32,7 @@ def text_or_file(value: str, folder: Path) -> str:
         ValueError: the file cannot be read.
     """
     if "\n" in value or not value.endswith((".md", ".txt")):
-        return value
+        return value.strip()
     try:
         return matter.read_text(folder / value).strip()
     except PromptError as exc:

@@ -1,0 +1,279 @@
+"""Declarations: the short notation and JSON Schema say the same, and are obeyed exactly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from channelcoder_flows.errors import SchemaError
+from channelcoder_flows.schema import json_schema, model_from, nearest, path_problem, problems
+
+
+def said(declaration, value):
+    """Return the problems of a value as `path: problem`."""
+    model = model_from(declaration)
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(value)
+    return [f"{path}: {problem}" for path, problem in problems(model, caught.value)]
+
+
+def read(declaration, value):
+    """Return the value as the model gives it back."""
+    return model_from(declaration).model_validate(value).model_dump(mode="json")
+
+
+def test_short_notation_is_json_schema():
+    """Each form of the short notation has the JSON Schema that the docs show."""
+    declaration = {
+        "title": "string",
+        "note?": "string",
+        "files": "string[]",
+        "grid": "number[][]",
+        "done": "bool",
+        "data": "any",
+        "kind": {"type": "string", "enum": ["bug", "feature"], "default": "bug", "description": "what it is"},
+        "size": {"type": "integer", "min": 1, "max": 9, "nullable": True},
+        "name": {"type": "string", "min": 1, "optional": True},
+        "config": {"port": "integer", "host?": "string"},
+        "items": [{"name": "string"}],
+    }
+    schema = json_schema(declaration)
+    assert schema["required"] == ["title", "files", "grid", "done", "data", "size", "config", "items"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"] == {
+        "title": {"type": "string"},
+        "note": {"type": "string"},
+        "files": {"type": "array", "items": {"type": "string"}},
+        "grid": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+        "done": {"type": "boolean"},
+        "data": {},
+        "kind": {"type": "string", "enum": ["bug", "feature"], "default": "bug", "description": "what it is"},
+        "size": {"type": ["integer", "null"], "minimum": 1, "maximum": 9},
+        "name": {"type": "string", "minLength": 1},
+        "config": {
+            "type": "object",
+            "properties": {"port": {"type": "integer"}, "host": {"type": "string"}},
+            "required": ["port"],
+            "additionalProperties": False,
+        },
+        "items": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}},
+                "required": ["name"],
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "problem"),
+    [
+        ("integer", "3", 'a: must be a whole number, not "3"'),
+        ("integer", True, "a: must be a whole number, not true"),
+        ("integer", 1.5, "a: must be a whole number, not 1.5"),
+        ("number", "1.5", 'a: must be a number, not "1.5"'),
+        ("number", False, "a: must be a number, not false"),
+        ("string", 3, "a: must be a text, not 3"),
+        ("boolean", "true", 'a: must be true or false, not "true"'),
+        ("boolean", 1, "a: must be true or false, not 1"),
+        ("string[]", "x", 'a: must be a list, not "x"'),
+        ("string[]", ["x", 1], "a[1]: must be a text, not 1"),
+        ("object", [], "a: must be a mapping, not []"),
+        ("string", None, "a: must be a text, not null"),
+    ],
+)
+def test_nothing_is_coerced(kind, value, problem):
+    """A value of another type is an error that names the place, never a guess."""
+    assert said({"a": kind}, {"a": value}) == [problem]
+
+
+def test_missing_and_extra_are_named_with_the_nearest():
+    """A misspelled name is answered with the one that was meant, also deep inside."""
+    declaration = {"ticket": "string", "config": {"port": "integer"}}
+    assert said(declaration, {"tickt": "x", "config": {"prot": 1}}) == [
+        "ticket: is missing",
+        "config.port: is missing",
+        "config.prot: is not declared; did you mean 'port'?",
+        "tickt: is not declared; did you mean 'ticket'?",
+    ]
+
+
+def test_modifiers_are_obeyed():
+    """Limits, choices, null and defaults mean what they say."""
+    declaration = {
+        "kind": {"type": "string", "enum": ["bug", "feature"], "default": "bug"},
+        "size": {"type": "integer", "min": 1, "nullable": True},
+        "tags": {"type": "string[]", "max": 1, "optional": True},
+    }
+    assert read(declaration, {"size": None}) == {"kind": "bug", "size": None}
+    assert said(declaration, {"kind": "bugs", "size": 0, "tags": ["a", "b"]}) == [
+        """kind: must be one of "bug", "feature", not "bugs"; did you mean 'bug'?""",
+        "size: must be greater than or equal to 1",
+        "tags: must have at most 1 item after validation, not 2",
+    ]
+
+
+def test_what_is_left_out_stays_out():
+    """An optional field that was not given is not turned into null."""
+    declaration = {"a?": "string", "b": {"c?": "integer"}, "d": {"type": "string", "nullable": True, "default": None}}
+    assert read(declaration, {"b": {}}) == {"b": {}, "d": None}
+
+
+def test_any_property_name_can_be_declared():
+    """Names that Python or pydantic keep for themselves are ordinary names here."""
+    declared = {"class": "string", "model_config": "string", "json": "string", "_x": "any", "first-name": "string"}
+    value = dict.fromkeys(declared, "v")
+    assert read(declared, value) == value
+
+
+@pytest.mark.parametrize(
+    ("declaration", "path", "problem"),
+    [
+        ([], "", "must be a mapping"),
+        ({"a": "strng"}, "a", "did you mean 'string'?"),
+        ({"a": {"b": 3}}, "a.b", "is a type"),
+        ({"a": "string", "a?": "string"}, "a", "declared twice"),
+        ({"a b": "string"}, "a b", "letters, digits"),
+        ({"a": {"type": "string", "min": 3, "max": 1}}, "a", "min 3 is over max 1"),
+        ({"a": {"type": "boolean", "min": 1}}, "a", "goes with"),
+        ({"a": {"type": "string", "min": 1.5}}, "a", "a length"),
+        ({"a": {"type": "integer", "default": "x"}}, "a", "default 'x' does not fit"),
+        ({"a": {"type": "string", "enum": [1.1]}}, "a", "put it in quotes"),
+        ({"a": {"type": "string", "enum": []}}, "a", "enum is a list"),
+        ({"a": {"type": "string", "optional": "yes"}}, "a", "true or false"),
+        ({"type": "object", "properties": {"a": {"type": "strin"}}}, "properties.a.type", "is not JSON Schema"),
+        ({"type": "object", "properties": {"a": {"$ref": "https://x/y"}}}, "properties.a.$ref", "is refused"),
+        ({"type": "object", "properties": {"a": {"$ref": "other.json"}}}, "properties.a.$ref", "is refused"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/no"}}}, "properties.a.$ref", "leads nowhere"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "$ref", "leads back to itself"),
+        ({"type": "array", "items": {"type": "string"}}, "", "type: object"),
+        ({"anyOf": [{"type": "object"}], "type": "object"}, "", "cannot have anyOf"),
+        ({"$schema": "https://example.org/mine", "type": "object"}, "$schema", "not a version"),
+    ],
+)
+def test_a_wrong_declaration_says_where(declaration, path, problem):
+    """What cannot be used is refused with its place and a reason."""
+    with pytest.raises(SchemaError) as caught:
+        json_schema(declaration)
+    assert caught.value.path == path
+    assert problem in caught.value.message
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["id"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[a-z]+$"},
+        "tree": {"$ref": "#/$defs/node"},
+        "when": {"type": "string", "format": "date"},
+        "either": {"anyOf": [{"type": "string"}, {"type": "integer", "multipleOf": 2}]},
+        "count": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "patternProperties": {"^x-": {"type": "boolean"}},
+    "if": {"required": ["count"]},
+    "then": {"required": ["when"]},
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"left": {"$ref": "#/$defs/node"}},
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"id": "a"}, {"id": "a", "tree": {"left": {"left": {}}}}, {"id": "a", "either": 4, "x-y": True, "more": [1]}],
+)
+def test_json_schema_is_taken_as_it_is(value):
+    """What the schema allows comes back unchanged, extras too."""
+    assert json_schema(SCHEMA) == SCHEMA
+    assert read(SCHEMA, value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"id": "A"}, "id"),
+        ({}, ""),
+        ({"id": "a", "tree": {"left": {"right": {}}}}, "tree.left"),
+        ({"id": "a", "when": "tomorrow"}, "when"),
+        ({"id": "a", "either": 3}, "either"),
+        ({"id": "a", "x-y": 1}, "x-y"),
+        ({"id": "a", "count": 1}, ""),
+        ({"id": "a", "count": 0, "when": "2026-01-01"}, "count"),
+    ],
+)
+def test_json_schema_is_enforced_where_pydantic_has_no_word_for_it(value, place):
+    """Patterns, references, conditions and alternatives are not merely shown to Claude: they hold."""
+    assert said(SCHEMA, value)[0].partition(":")[0] == place
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False, allow_infinity=False) | st.text("ab"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=4,
+)
+short_types = st.recursive(
+    st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "any", "string[]"])
+    | st.sampled_from(
+        [
+            {"type": "string", "enum": ["a", "b"], "optional": True},
+            {"type": "integer", "min": 0, "max": 2, "nullable": True},
+            {"type": "number", "min": -1},
+            {"type": "array", "min": 1},
+            {"enum": ["a", 1, True, None]},
+            {"type": "string", "max": 1, "nullable": True, "optional": True},
+        ]
+    ),
+    lambda inner: (
+        st.dictionaries(st.sampled_from(["a", "b", "b?"]), inner, min_size=1, max_size=2).filter(
+            lambda fields: not {"b", "b?"} <= set(fields)
+        )
+        | inner.map(lambda item: [item])
+    ),
+    max_leaves=3,
+)
+
+
+@given(short_types, json_values)
+def test_the_model_and_the_schema_agree(kind, value):
+    """What the CLI is told and what is checked afterwards are the same, for any type and any value."""
+    schema = json_schema({"v": kind})
+    model = model_from({"v": kind})
+    Draft202012Validator.check_schema(schema)
+    try:
+        back = model.model_validate({"v": value}).model_dump(mode="json")
+    except ValidationError:
+        assert not Draft202012Validator(schema).is_valid({"v": value})
+    else:
+        assert Draft202012Validator(schema).is_valid({"v": value})
+        assert back == {"v": value}
+
+
+def test_a_path_that_can_never_have_a_value_is_found():
+    """`{ticket.titel}` in a prompt is caught before it is rendered as nothing."""
+    schema = json_schema({"ticket": {"title": "string"}, "free": "object"})
+    assert path_problem(schema, "ticket.titel") == "'titel' is not declared; did you mean 'title'?"
+    assert path_problem(schema, "ticket.title") == path_problem(schema, "free.any") == ""
+    assert nearest("x", ["abc"]) == ""
+
+
+def test_the_short_notation_needs_no_jsonschema():
+    """A prompt in the short notation starts fast: the heavy validator stays unloaded."""
+    code = (
+        "import sys; from channelcoder_flows.schema import model_from;"
+        "model_from({'a': 'string', 'b?': {'c': 'integer'}}).model_validate({'a': 'x'});"
+        "print([m for m in ('jsonschema', 'prefect') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
