@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from channelcoder_flows.errors import RunTakenOver, SessionBusy, SessionDiverged, SessionUnfinished, UsageError
-from channelcoder_flows.journal import Journal, StepRef, Turn
+from channelcoder_flows.journal import Attach, Journal, Rewind, StepRef, Turn
 from channelcoder_flows.journal import Run as RunEvent
 
 OnDiverged = Literal["fail", "keep", "rerun"]
@@ -30,6 +30,15 @@ class Recorded:
     key: str
     turns: tuple[Turn, ...]
     first: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What a run did in a session, and how many turns the session had right after."""
+
+    position: int
+    number: int
+    event: Turn | Rewind | Attach
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +157,42 @@ class Run:
                 raise self._diverged(session, name, first, digest, changed=bool(same_name))
             kept = [step for step in recorded if step.first < first.first]
             matched.add(key := next_key(name, kept))
-            return Match(StepRef(run=self.key, key=key), rewind_to=first.first - 1)
+            return Match(StepRef(run=self.key, key=key), rewind_to=min(first.first - 1, len(journal.turns)))
         key = found.key if found else next_key(name, recorded)
         matched.add(key)
         return Match(StepRef(run=self.key, key=key), found)
 
     def _recorded(self, journal: Journal) -> list[Recorded]:
         steps: dict[str, list[tuple[int, Turn]]] = {}
-        for number, turn in enumerate(journal.turns, start=1):
-            if turn.step.run == self.key and not turn.inherited:
-                steps.setdefault(turn.step.key, []).append((number, turn))
+        for done in self._history(journal):
+            if isinstance(done.event, Turn):
+                steps.setdefault(done.event.step.key, []).append((done.number, done.event))
         return [Recorded(key, tuple(turn for _, turn in turns), turns[0][0]) for key, turns in steps.items()]
+
+    def has_done(self, journal: Journal, step: StepRef) -> bool:
+        """Return whether an operation of the flow is in the journal: a resumed flow does not repeat it."""
+        return any(done.event.step == step for done in self._history(journal))
+
+    def _history(self, journal: Journal) -> list[_Done]:
+        """Return what this run has done in a session and nobody has undone, oldest first.
+
+        A turn that the flow itself went back over stays done: a resumed flow asks for it again, and then goes back as
+        it did before. What anybody else went back over, and all that came after it, is to be done again.
+        """
+        live: list[int] = []
+        history: list[_Done] = []
+        for position, event in enumerate(journal.events):
+            if isinstance(event, Turn):
+                live.append(position)
+            elif isinstance(event, Rewind):
+                dropped, live = live[event.to :], live[: event.to]
+                if event.step.run != self.key and dropped:
+                    history = [done for done in history if done.position < dropped[0]]
+            if not isinstance(event, Turn | Rewind | Attach) or event.step.run != self.key:
+                continue
+            if not (isinstance(event, Turn) and event.inherited):
+                history.append(_Done(position, len(live), event))
+        return history
 
     def _diverged(
         self, session: str, name: str, found: Recorded, digest: Mapping[str, str], *, changed: bool
@@ -181,6 +215,10 @@ class Run:
             step=found.key,
             changed=parts,
         )
+
+    def forget(self, session: str, step: StepRef) -> None:
+        """Let a step that failed be asked for again by this same execution."""
+        self._matched.get(session, set()).discard(step.key)
 
     def operation(self, session: str, name: str) -> StepRef:
         """Return the step of a fork, rewind or the like: the n-th of its kind in a session is the same in each try."""

@@ -204,8 +204,8 @@ class Session:
         self, source: str | Path | Prompt, arguments: TurnArguments, on_chunk: Callable[[StreamChunk], None]
     ) -> TurnResult:
         step = step_of(prompt_of(source), arguments)
-        await self._ready()
-        return await run_step(self._open, step, self._around(on_chunk, arguments.get("wait", self._settings.lock_wait)))
+        opened = await self.opened_for(step)
+        return await run_step(opened, step, self._around(on_chunk, arguments.get("wait", self._settings.lock_wait)))
 
     def _around(
         self, on_chunk: Callable[[StreamChunk], None] = lambda chunk: None, wait: float | None = None
@@ -338,16 +338,39 @@ class Session:
 
     async def _go_back(self, name: str, to: int) -> None:
         step = self._operation(name)
-        if not _done(self._open.journal, step):
-            await self._open.begin()
-            await self._open.append(rewind_event(self._open.journal, to, reason=name, step=step))
+        async with self._open.lock(wait=0):
+            await self._open.refresh()
+            if not _done(self._open.journal, step):
+                await self._open.begin()
+                await self._open.append(rewind_event(self._open.journal, to, reason=name, step=step))
 
     async def _attach(self, session_id: str) -> None:
         step = self._operation("set_id")
-        if not _done(self._open.journal, step):
-            event, deltas = await attach(self._around().place(), session_id)
-            await self._open.begin()
-            await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
+        event, deltas = await attach(self._around().place(), session_id)
+        async with self._open.lock(wait=0):
+            await self._open.refresh()
+            if not _done(self._open.journal, step):
+                await self._open.begin()
+                await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
+
+    async def opened_for(self, step: Step) -> OpenSession:
+        """Return the session that a step runs in: this one, or what its prompt's `session.mode` makes of it.
+
+        `new` begins anew under the same name; `fork` runs the step on a copy, and leaves the session as it is.
+
+        Raises:
+            SessionNotFound: the prompt's `session.from` does not exist.
+        """
+        spec = step.prompt.session
+        await self._ready()
+        # In a flow it is recorded even where there is nothing to forget: a resumed flow must not forget this very step.
+        if spec.mode == "new" and (self._open.journal.entries or current_run()):
+            await self._go_back(f"new {step.name}", 0)
+        if spec.mode != "fork":
+            return self._open
+        source = self if spec.from_ is None else await Session.load(spec.from_, storage=self._store, cwd=self._cwd)
+        copy = await source.fork(spec.name if spec.name != source.name and spec.name else _free_name(source, step))
+        return copy.opened
 
     def _operation(self, name: str) -> StepRef:
         run = current_run()
@@ -453,8 +476,15 @@ def _storage(storage: SessionStorage | str | Path | None, settings: Settings | N
 
 
 def _done(journal: Journal, step: StepRef) -> bool:
-    """Return whether an operation of a flow is in the journal: a resumed flow does not repeat it."""
-    return bool(step.run) and any(getattr(event, "step", None) == step for event in journal.events)
+    run = current_run()
+    return run is not None and run.has_done(journal, step)
+
+
+def _free_name(source: Session, step: Step) -> str:
+    """Return a name for the fork that a step runs on: the same one when a flow asks for it again."""
+    if run := current_run():
+        return name_in_run(run, f"{source.name[:80]}-{step.name}")
+    return f"{source.name[:150]}-{step.name[:30]}-{uuid.uuid4().hex[:8]}"
 
 
 async def _made_by(store: JournalStorage, name: str, step: StepRef) -> OpenSession | None:

@@ -136,28 +136,40 @@ async def _steps_turns(
     one = _TurnOfStep(session, step, request, around, run)
     async with one.locked():
         match = await one.begin()
-        replayed = match.recorded is not None
-        turn = match.recorded.turns[-1] if match.recorded else await one.turn(match.step)
-    attempts = 1
-    while True:
-        output, problem = _judge(step.prompt, turn)
+        try:
+            turn = match.recorded.turns[-1] if match.recorded else await one.turn(match.step)
+            replayed = match.recorded is not None
+        except BaseException:
+            one.give_back(match)
+            raise
+    try:
+        return await _judged(one, turn, replayed=replayed)
+    except BaseException:
+        one.give_back(match)
+        raise
+
+
+async def _judged(one: _TurnOfStep, turn: Turn, *, replayed: bool) -> TurnResult:
+    """Return the result of a turn whose output is in order; ask once more where it is not."""
+    session, prompt = one.session, one.step.prompt
+    for attempts_left in reversed(range(OUTPUT_ATTEMPTS)):
+        output, problem = _judge(prompt, turn)
         if not problem:
             return _result(session, turn, output, replayed=replayed)
         if not replayed:
             await session.append(Check(step=turn.step, name="output", passed=False, message=problem))
-        if attempts == OUTPUT_ATTEMPTS:
-            break
-        attempts += 1
-        around.notice("the answer does not fit the declared output: asking once more")
+        if not attempts_left:
+            raise OutputInvalid(
+                f"step {one.step.name!r}: the answer does not fit the declared output: {problem}",
+                session=session.name,
+                text=turn.text,
+                cost_usd=turn.cost_usd,
+            )
+        one.around.notice("the answer does not fit the declared output: asking once more")
         async with one.locked():
             await one.catch_up()
             turn, replayed = await one.turn(turn.step, again=problem), False
-    raise OutputInvalid(
-        f"step {step.name!r}: the answer does not fit the declared output: {problem}",
-        session=session.name,
-        text=turn.text,
-        cost_usd=turn.cost_usd,
-    )
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _judge(prompt: Prompt, turn: Turn) -> tuple[Any, str]:
@@ -207,6 +219,11 @@ class _TurnOfStep:
         self.place = around.place()
         self.conversation = Conversation(session, self.place, around.notice)
 
+    def give_back(self, match: Match) -> None:
+        """Let the step be asked for again, should it be tried again."""
+        if self.run is not None:
+            self.run.forget(self.session.name, match.step)
+
     def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the session's lock."""
         name, notice = self.session.name, self.around.notice
@@ -224,12 +241,7 @@ class _TurnOfStep:
         """Find out whether this step is done already; go back first where it is to be run again."""
         journal = self.session.journal
         await self.session.refresh()
-        spec = self.step.prompt.session
-        if spec.required and not journal.turns and journal.intent is None:
-            raise SessionRequired(
-                f"prompt {self.step.prompt.name!r} continues a session, and there is none to continue: "
-                "name one with --load-session (or session=), or run the step that begins it first"
-            )
+        check_continues(self.step.prompt, journal)
         started: list[Event] = []
         if self.run is not None:
             started.extend(self.run.enter(self.session.name, self.session.storage.url, journal))
@@ -373,6 +385,19 @@ def _answer_again(problem: str) -> str:
         f"Your answer does not fit the form that was asked for: {problem}. "
         "Answer again, complete, in that form; change nothing else."
     )
+
+
+def check_continues(prompt: Prompt, journal: Journal) -> None:
+    """Hold a prompt that says `session.required` to it.
+
+    Raises:
+        SessionRequired: the session has no turn to go on from.
+    """
+    if prompt.session.required and not journal.turns and journal.intent is None:
+        raise SessionRequired(
+            f"prompt {prompt.name!r} continues a session, and there is none to continue: "
+            "name one with --load-session (or session=), or run the step that begins it first"
+        )
 
 
 def rewind_event(journal: Journal, to: int, *, reason: str = "", step: StepRef | None = None) -> Rewind:

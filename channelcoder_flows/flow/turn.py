@@ -17,17 +17,15 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
-from channelcoder_flows.config import Settings, load_settings
+from channelcoder_flows.config import load_settings
 from channelcoder_flows.errors import TurnError
 from channelcoder_flows.flow.report import publish
 from channelcoder_flows.flow.running import Running, running_here
 from channelcoder_flows.prompt import Prompt
-from channelcoder_flows.run import OnUnfinished, Run
+from channelcoder_flows.run import OnUnfinished
 from channelcoder_flows.session import Session, TurnArguments, name_in_run, prompt_of, step_of
 from channelcoder_flows.step import Step, Surroundings, run_step
-from channelcoder_flows.storage import open_storage
-from channelcoder_flows.storage.adapter import as_journal_storage
-from channelcoder_flows.storage.base import JournalStorage, SessionStorage
+from channelcoder_flows.storage.base import SessionStorage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import RetryPolicy, SessionRef, StreamChunk, TurnResult
 
@@ -69,15 +67,16 @@ async def turn(
         running.run.on_unfinished = on_unfinished
     step = step_of(prompt_of(_from_root(prompt)), arguments)
     settings = load_settings(cwd=cwd)
-    held = await _session_of(session, storage, step, settings, running.run)
-    await running.hold(held.storage)
+    held = _session_of(session, storage, cwd, step, running)
+    await running.hold(held.opened.storage)
+    opened = await held.opened_for(step)
     around = Surroundings(
         settings=settings,
         cwd=Path(cwd or Path.cwd()).absolute(),  # noqa: ASYNC240
         wait=arguments.get("wait", settings.lock_wait),
     )
-    _live.set(_Live(held, step, around, running))
-    return await _task_for(step)(step=step.name, session=held.name)
+    _live.set(_Live(opened, step, around, running))
+    return await _task_for(step)(step=step.name, session=opened.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,27 +140,21 @@ def _log_to(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[St
     return on_chunk
 
 
-async def _session_of(
+def _session_of(
     session: SessionLike | None,
     storage: SessionStorage | str | Path | None,
+    cwd: str | Path | None,
     step: Step,
-    settings: Settings,
-    run: Run,
-) -> OpenSession:
+    running: Running,
+) -> Session:
     if isinstance(session, Session):
-        return session.opened
+        return session
     if isinstance(session, TurnResult):
         session = session.session
     if isinstance(session, SessionRef):
-        return OpenSession.new(_store(storage or session.store or None, settings), session.name)
-    name = session or step.prompt.session.name or name_in_run(run, step.name)
-    return OpenSession.new(_store(storage, settings), name)
-
-
-def _store(storage: SessionStorage | str | Path | None, settings: Settings) -> JournalStorage:
-    if storage is None:
-        storage = settings.store
-    return open_storage(storage) if isinstance(storage, str | Path) else as_journal_storage(storage)
+        return Session(session.name, storage=storage or session.store or None, cwd=cwd)
+    name = session or step.prompt.session.name or name_in_run(running.run, step.name)
+    return Session(name, storage=storage, cwd=cwd)
 
 
 def _from_root(prompt: str | Path | Prompt) -> str | Path | Prompt:
