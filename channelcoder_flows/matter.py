@@ -30,7 +30,7 @@ KeyPath = tuple[str | int, ...]
 _HANDLER = YAMLHandler(fm_boundary=re.compile(r"^---[ \t]*$", re.MULTILINE))
 _OTHER_FENCE = re.compile(r"-{3}|\+{3}[ \t]*$|;{3}[ \t]*$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"(?:[ \t]*\n)*+")
-_NEEDS_QUOTES = re.compile(r"\s*(?:- +)?(?P<key>[\w.?-]+):[ \t]+(?P<value>[^\"'\s#|>].*?)\s*")
+_NEEDS_QUOTES = re.compile(r"\s*(?:- +)?(?P<key>[\w.?-]+):[ \t]+(?P<value>[^\"'\s#|>].*)")
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"(?P<true>true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]{1,300}|0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}")
@@ -203,7 +203,7 @@ class _Builder:
             raise self._error(line, self._key(), "a key is a text; quote one that begins with [ or {")
         path = self._path()
         if len(self._open) >= MAX_DEPTH:
-            raise self._error(line, str(path[0]), f"is nested deeper than {MAX_DEPTH} levels")
+            raise self._error(line, _dotted(path[:1]), f"is nested deeper than {MAX_DEPTH} levels")
         self.lines.setdefault(path, self._line(line))
         self._open.append(_Open(value, path))
 
@@ -270,7 +270,7 @@ class _Builder:
         return self._first + line
 
     def _error(self, line: int, key: str, problem: str) -> PromptError:
-        return PromptError.at(self._file, self._line(line), key.rstrip("."), problem)
+        return PromptError.at(self._file, self._line(line), key.rstrip(".")[:100], problem)
 
     def _unreadable(self, line: int, exc: yaml.MarkedYAMLError) -> PromptError:
         problem = exc.problem or "it is not YAML"
@@ -282,8 +282,9 @@ class _Builder:
             return self._error(line, self._key(), "cannot be read: there is a tab; indent with spaces")
         suspect = None if in_brackets else _NEEDS_QUOTES.fullmatch(text)
         if suspect:
-            quoted = "'" + suspect["value"].replace("'", "''") + "'"
-            return self._error(line, suspect["key"], f"cannot be read; put the value in quotes: {quoted}")
+            value = suspect["value"].rstrip().replace("'", "''")
+            example = f": '{value}'" if len(value) <= 100 else ""
+            return self._error(line, suspect["key"], f"cannot be read; put the value in quotes{example}")
         return self._error(line, self._key(), f"cannot be read: {problem}")
 
 

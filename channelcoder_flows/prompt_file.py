@@ -302,7 +302,7 @@ class PromptReader:
             options = ((*place, end) for end in (part, f"{part}?", int(part) if part.isdecimal() else part))
             place = next((option for option in options if option in self._matter.lines), (*place, part))
             line = self._matter.lines.get(place, line)
-        self.errors.append(PromptError.at(self._file, line, ".".join((spelling, *inside)), problem))
+        self.errors.append(PromptError.at(self._file, line, ".".join((spelling, *inside))[:100], problem))
 
 
 def _camel(key: str) -> str:

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -385,3 +386,23 @@ def test_importing_prompts_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "frontmatter",
+    [
+        "a: [x] " + " " * 60_000 + "[",
+        "x-a: [" + "[" * 60_000,
+        "? " * 30_000,
+        "x-a: [" + "1," * 30_000 + "]",
+        "a: " * 20_000,
+    ],
+)
+def test_hostile_frontmatter_costs_little(frontmatter):
+    """The worst 64 KB of frontmatter is read or refused within a second or two of CPU, in a short message."""
+    start = time.process_time()
+    try:
+        parse(frontmatter)
+    except PromptError as exc:
+        assert len(str(exc)) < 500
+    assert time.process_time() - start < 4
