@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
-from pydantic import ValidationError
-
 from channelcoder_flows import matter, schema, template
 from channelcoder_flows.errors import InputError, OutputInvalid, PromptError
 from channelcoder_flows.prompt_file import PromptReader, SessionSpec, seconds, split_tools, text_or_file
@@ -101,12 +99,10 @@ class Prompt:
             text = self.body if self.plain and not values else template.render(self.body, values)
         else:
             try:
-                bound = self.input_model.model_validate(values)
-            except ValidationError as exc:
-                problems = schema.problems(self.input_model, exc)
-                message = "; ".join(f"{path}: {problem}" for path, problem in problems)
-                raise InputError(f"{self.name}: {message}", field=problems[0][0]) from exc
-            text = template.render(self.body, bound.model_dump(), declared=self.inputs)
+                bound = schema.fit(self.input_model, values)
+            except schema.Misfit as exc:
+                raise InputError(f"{self.name}: {exc}", field=exc.problems[0][0]) from exc
+            text = template.render(self.body, bound, declared=self.inputs)
         if not text.strip():
             raise InputError(f"{self.name}: the prompt is empty once its placeholders are filled")
         return text
@@ -122,7 +118,7 @@ class Prompt:
         if isinstance(declared, dict) and cast("schema.JsonSchema", declared).get("type") == "string":
             return text
         try:
-            return json.loads(text)
+            return json.loads(text, parse_constant=_not_json)
         except (ValueError, RecursionError):
             return text
 
@@ -135,11 +131,13 @@ class Prompt:
         if self.output_model is None:
             return value
         try:
-            return self.output_model.model_validate(value).model_dump(mode="json")
-        except ValidationError as exc:
-            problems = schema.problems(self.output_model, exc)
-            message = "; ".join(f"{path}: {problem}" if path else problem for path, problem in problems)
-            raise OutputInvalid(f"{self.name}: the output does not fit: {message}") from exc
+            return schema.fit(self.output_model, value)
+        except schema.Misfit as exc:
+            raise OutputInvalid(f"{self.name}: the output does not fit: {exc}") from exc
+
+
+def _not_json(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def check(paths: Iterable[str | Path]) -> list[PromptError]:

@@ -15,10 +15,21 @@ from typing import Any, cast
 
 from channelcoder_flows.errors import SchemaError
 from channelcoder_flows.schema.json_schema import JsonSchema, check_schema, is_json_schema, nearest, path_problem
-from channelcoder_flows.schema.model import Declared, model_of, problems
+from channelcoder_flows.schema.model import Declared, Misfit, fit, model_of, problems
 from channelcoder_flows.schema.notation import from_short
 
-__all__ = ["Declared", "JsonSchema", "json_schema", "model_from", "model_of", "nearest", "path_problem", "problems"]
+__all__ = [
+    "Declared",
+    "JsonSchema",
+    "Misfit",
+    "fit",
+    "json_schema",
+    "model_from",
+    "model_of",
+    "nearest",
+    "path_problem",
+    "problems",
+]
 
 
 def json_schema(declaration: Any) -> JsonSchema:

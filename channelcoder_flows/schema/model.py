@@ -22,7 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticSerializationError
 
 from channelcoder_flows.schema.json_schema import (
     ALLOWS,
@@ -60,6 +60,28 @@ def model_of(schema: JsonSchema, name: str) -> type[Declared]:
     model = create_model(name, __base__=base if whole else (_Exact, base), **fields)
     model.declared = schema
     return model
+
+
+class Misfit(ValueError):
+    """Data does not fit its declaration: `problems` says where and why."""
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {problem}" if path else problem for path, problem in found))
+        self.problems = found
+
+
+def fit(model: type[Declared], value: Any) -> dict[str, Any]:
+    """Return `value` as JSON data with the declared defaults filled in.
+
+    Raises:
+        Misfit: it does not fit the model.
+    """
+    try:
+        return model.model_validate(value).model_dump(mode="json")
+    except ValidationError as exc:
+        raise Misfit(problems(model, exc)) from exc
+    except (PydanticSerializationError, RecursionError) as exc:
+        raise Misfit([("", "is nested too deep")]) from exc
 
 
 def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:

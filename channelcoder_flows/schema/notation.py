@@ -23,6 +23,7 @@ from channelcoder_flows.schema.model import type_of
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _MODIFIERS = ("type", "enum", "default", "min", "max", "optional", "nullable", "description", "items")
+_MAX_LISTS = 8
 _LIMITS = {
     "string": ("minLength", "maxLength"),
     "number": ("minimum", "maximum"),
@@ -80,6 +81,8 @@ def _nested(fields: Mapping[str, Any], path: str) -> JsonSchema:
 
 def _named_type(text: str, path: str) -> JsonSchema:
     name = text.strip().lower()
+    if name.count("[]") > _MAX_LISTS:
+        raise SchemaError(f"is a list of lists more than {_MAX_LISTS} deep", path=path)
     if name.endswith("[]"):
         return {"type": "array", "items": _named_type(name[:-2], path)}
     name = "boolean" if name == "bool" else name

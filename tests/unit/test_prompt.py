@@ -299,6 +299,7 @@ def test_values_typed_as_text_are_json_unless_a_text_is_declared():
     assert prompt.read_value("ticket", "123") == "123"
     assert prompt.read_value("tags", '["a"]') == ["a"]
     assert prompt.read_value("other", "plain text") == "plain text"
+    assert prompt.read_value("other", "NaN") == "NaN"
 
 
 def test_an_output_that_does_not_fit_is_named_place_by_place():
@@ -307,6 +308,11 @@ def test_an_output_that_does_not_fit_is_named_place_by_place():
     with pytest.raises(OutputInvalid, match=r"ok: is missing; items\[0\]\.name: must be a text, not 1"):
         prompt.validate_output({"items": [{"name": 1}]})
     assert parse("name: x").validate_output("anything") == "anything"
+    deep: list[object] = []
+    for _ in range(1000):
+        deep = [deep]
+    with pytest.raises(OutputInvalid, match="is nested too deep"):
+        parse("output: {any: any}").validate_output({"any": deep})
 
 
 def test_check_finds_every_error_of_every_file(tmp_path):

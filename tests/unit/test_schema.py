@@ -140,6 +140,7 @@ def test_any_property_name_can_be_declared():
         ([], "", "must be a mapping"),
         ({"a": "strng"}, "a", "did you mean 'string'?"),
         ({"a": {"b": 3}}, "a.b", "is a type"),
+        ({"a": "string" + "[]" * 20_000}, "a", "more than 8 deep"),
         ({"a": "string", "a?": "string"}, "a", "declared twice"),
         ({"a b": "string"}, "a b", "letters, digits"),
         ({"a": {"type": "string", "min": 3, "max": 1}}, "a", "min 3 is over max 1"),
