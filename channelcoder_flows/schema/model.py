@@ -81,7 +81,7 @@ def fit(model: type[Declared], value: Any) -> dict[str, Any]:
     except ValidationError as exc:
         raise Misfit(problems(model, exc)) from exc
     except (PydanticSerializationError, RecursionError) as exc:
-        raise Misfit([("", "is nested too deep")]) from exc
+        raise Misfit([("", "is nested too deep, or is not plain JSON data")]) from exc
 
 
 def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
