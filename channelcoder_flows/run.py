@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 from channelcoder_flows.errors import RunTakenOver, SessionBusy, SessionDiverged, SessionUnfinished, UsageError
 from channelcoder_flows.journal import Attach, Journal, Rewind, StepRef, Turn
 from channelcoder_flows.journal import Run as RunEvent
+from channelcoder_flows.storage.open_session import OpenSession
 
 OnDiverged = Literal["fail", "keep", "rerun"]
 OnUnfinished = Literal["fail", "resume", "new"]
+Asker = tuple[str, ...]
+"""Who asks for a step: the flow and the subflows it is asked in, outermost first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,17 @@ class Match:
     """Go back to the end of this turn first: the step is to be run again."""
 
 
+async def _hold_nothing(session: OpenSession) -> None:
+    pass
+
+
 class Run:
-    """One execution of a flow. One object per process and attempt; what is done stands in the journals."""
+    """One execution of a flow. One object per process; what is done stands in the journals."""
+
+    hold: Callable[[OpenSession], Awaitable[None]]
+    """Awaited under the session's lock before the run enters it, to make sure that no other process has the run."""
+    asked_by: Callable[[], Asker]
+    """Says who asks for the present step."""
 
     def __init__(
         self,
@@ -74,23 +86,18 @@ class Run:
         self.on_unfinished: OnUnfinished = on_unfinished
         self.sessions: dict[str, str] = {}
         """The sessions this run has entered: name to store URL."""
-        self._matched: dict[str, set[str]] = {}
-        self._operations: Counter[tuple[str, str]] = Counter()
-        self._busy: set[str] = set()
+        self.hold = _hold_nothing
+        self.asked_by = tuple
+        self._matched: dict[str, dict[str, Asker]] = {}
+        self._operations: dict[tuple[str, str], dict[int, Asker]] = {}
+        self._busy: dict[str, Asker] = {}
 
-    def again(self) -> Run:
-        """Return the same run before its first step: the flow is tried again in this process."""
-        run = Run(
-            self.key,
-            owner=self.owner,
-            flow=self.flow,
-            entrypoint=self.entrypoint,
-            parameters=self.parameters,
-            on_diverged=self.on_diverged,
-            on_unfinished=self.on_unfinished,
-        )
-        run.sessions = dict(self.sessions)
-        return run
+    def begin_again(self, asker: str) -> None:
+        """Take what was asked for in this flow or subflow as not asked for yet: it begins again."""
+        tables: list[dict[Any, Asker]] = [*self._matched.values(), *self._operations.values(), self._busy]
+        for asked in tables:
+            for key in [key for key, path in asked.items() if asker in path]:
+                del asked[key]
 
     def enter(self, name: str, store: str, journal: Journal) -> list[RunEvent]:
         """Take part in a session; return what is to be appended before the first turn.
@@ -146,7 +153,7 @@ class Run:
             SessionDiverged: the journal has the step, done with another request; or has later steps done.
         """
         recorded = self._recorded(journal)
-        matched = self._matched.setdefault(session, set())
+        matched = self._matched.setdefault(session, {})
         open_steps = [step for step in recorded if step.key not in matched]
         same_name = [step for step in open_steps if base_of(step.key) == name]
         exact = next((step for step in same_name if step.turns[0].digest == dict(digest)), None)
@@ -156,10 +163,11 @@ class Run:
             if self.on_diverged != "rerun":
                 raise self._diverged(session, name, first, digest, changed=bool(same_name))
             kept = [step for step in recorded if step.first < first.first]
-            matched.add(key := next_key(name, kept))
+            key = next_key(name, kept)
+            matched[key] = self.asked_by()
             return Match(StepRef(run=self.key, key=key), rewind_to=min(first.first - 1, len(journal.turns)))
         key = found.key if found else next_key(name, recorded)
-        matched.add(key)
+        matched[key] = self.asked_by()
         return Match(StepRef(run=self.key, key=key), found)
 
     def _recorded(self, journal: Journal) -> list[Recorded]:
@@ -218,13 +226,14 @@ class Run:
 
     def forget(self, session: str, step: StepRef) -> None:
         """Let a step that failed be asked for again by this same execution."""
-        self._matched.get(session, set()).discard(step.key)
+        self._matched.get(session, {}).pop(step.key, None)
 
     def operation(self, session: str, name: str) -> StepRef:
         """Return the step of a fork, rewind or the like: the n-th of its kind in a session is the same in each try."""
-        self._operations[session, name] += 1
-        count = self._operations[session, name]
-        return StepRef(run=self.key, key=name if count == 1 else f"{name}#{count}")
+        asked = self._operations.setdefault((session, name), {})
+        number = next(number for number in count(1) if number not in asked)
+        asked[number] = self.asked_by()
+        return StepRef(run=self.key, key=name if number == 1 else f"{name}#{number}")
 
     @contextmanager
     def one_turn(self, session: str) -> Generator[None]:
@@ -234,11 +243,11 @@ class Run:
                 f"two turns of session {session!r} at once in one flow: give one of them a fork of the session",
                 name=session,
             )
-        self._busy.add(session)
+        self._busy[session] = self.asked_by()
         try:
             yield
         finally:
-            self._busy.discard(session)
+            self._busy.pop(session, None)
 
 
 _find: list[Callable[[], Run | None]] = []
@@ -261,8 +270,8 @@ def base_of(key: str) -> str:
 
 def next_key(name: str, recorded: Sequence[Recorded]) -> str:
     """Return the key of one more step of that name."""
-    count = sum(base_of(step.key) == name for step in recorded) + 1
-    return name if count == 1 else f"{name}#{count}"
+    number = sum(base_of(step.key) == name for step in recorded) + 1
+    return name if number == 1 else f"{name}#{number}"
 
 
 def check_step_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 import uuid
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from channelcoder_flows.config import Settings, load_settings
-from channelcoder_flows.conversation import attach
+from channelcoder_flows.conversation import Conversation, attach
 from channelcoder_flows.errors import SessionExists, UsageError
 from channelcoder_flows.journal import Created, Journal, SessionInfo, SessionState, StepRef, deltas_of
 from channelcoder_flows.prompt import Prompt, split_tools
@@ -339,19 +340,23 @@ class Session:
     async def _go_back(self, name: str, to: int) -> None:
         step = self._operation(name)
         async with self._open.lock(wait=0):
-            await self._open.refresh()
+            await self._catch_up()
             if not _done(self._open.journal, step):
-                await self._open.begin()
                 await self._open.append(rewind_event(self._open.journal, to, reason=name, step=step))
 
     async def _attach(self, session_id: str) -> None:
         step = self._operation("set_id")
         event, deltas = await attach(self._around().place(), session_id)
         async with self._open.lock(wait=0):
-            await self._open.refresh()
+            await self._catch_up()
             if not _done(self._open.journal, step):
-                await self._open.begin()
                 await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
+
+    async def _catch_up(self) -> None:
+        """Read what others appended, and give a turn that died its ending: it began from where the session stood."""
+        await self._open.refresh()
+        await self._open.begin()
+        await Conversation(self._open, self._around().place(), lambda notice: None).settle()
 
     async def opened_for(self, step: Step) -> OpenSession:
         """Return the session that a step runs in: this one, or what its prompt's `session.mode` makes of it.
@@ -465,8 +470,10 @@ def check_session_id(text: str) -> str:
 
 def name_in_run(run: Run, step: str) -> str:
     """Return a name for a session that was given none, which a resumed run finds again."""
-    reference = run.operation("", step)
-    return f"{run.flow or 'flow'}-{run.key[:13]}-{reference.key}"
+    key = run.operation("", step).key
+    # A hash: the keys of one deployment's runs begin alike, and a name has its limit.
+    mark = hashlib.sha256(f"{run.key}/{key}".encode()).hexdigest()[:12]
+    return f"{(run.flow or 'flow')[:60]}-{key[:100]}-{mark}"
 
 
 def _storage(storage: SessionStorage | str | Path | None, settings: Settings | None = None) -> JournalStorage:

@@ -137,7 +137,7 @@ async def resume_flow(
         on_unfinished=settings.on_unfinished,
     )
     running = Running(run, takeover=takeover)
-    await running.hold(store)
+    await running.hold(opened)
     return await _execute(flow, parameters, running, say)
 
 

@@ -6,14 +6,16 @@ scheduled time, or the first flow run's id. Prefect's own retry of a flow run ha
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from datetime import UTC
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State
@@ -22,9 +24,8 @@ from prefect.flows import Flow
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from channelcoder_flows.config import load_settings
-from channelcoder_flows.errors import FlowError, RunAlive, SessionBusy
-from channelcoder_flows.run import Run, find_run_with, quoted
-from channelcoder_flows.storage import open_storage
+from channelcoder_flows.errors import FlowError, RunAlive, SessionBusy, SessionConflict, SessionNotFound
+from channelcoder_flows.run import Asker, Run, find_run_with, quoted
 from channelcoder_flows.storage.base import JournalStorage
 from channelcoder_flows.storage.open_session import OpenSession
 
@@ -33,35 +34,63 @@ BY_REFERENCE = "$secret"
 
 
 class Running:
-    """A run in this process: its lock, and the stores it has entered."""
+    """A run in this process: its locks, and the sessions it has entered."""
 
     def __init__(self, run: Run, *, takeover: bool = False) -> None:
         self.run = run
-        self.attempt = 0
         self.turns = 0
         """Turns paid for by this process."""
         self.cost_usd = 0.0
         """US dollars spent by this process, failed attempts included."""
         self.takeover = takeover
         self._locks = AsyncExitStack()
+        self._held: set[tuple[str, str]] = set()
         self._stores: dict[str, JournalStorage] = {}
+        self._attempts: dict[UUID, int] = {}
+        run.hold = self.hold
+        run.asked_by = _asker
 
-    async def hold(self, store: JournalStorage) -> None:
-        """Hold the run's lock in a store, for as long as this process has the run.
+    async def hold(self, session: OpenSession) -> None:
+        """Hold the run's lock in the session's store, for as long as this process has the run.
+
+        A run of that session that did not end is held as well: it may still go on elsewhere, and must not be resumed
+        under this one's feet.
 
         Raises:
-            RunAlive: another process has it.
+            RunAlive: another process has one of them.
         """
-        if store.url in self._stores:
+        if session.name in self.run.sessions:
             return
+        key, runs = self.run.key, session.journal.runs
+        if key not in runs and (last := session.journal.run) is not None and last.status != "completed":
+            await self._lock(
+                session.storage,
+                last.run,
+                f"run {last.run} is still going on in session {session.name!r}: wait for it, or work on a fork",
+            )
         if not self.takeover:
-            try:
-                await self._locks.enter_async_context(store.lock(f"run/{self.run.key}", wait=0))
-            except SessionBusy as exc:
-                raise RunAlive(
-                    f"run {self.run.key} is still going on in another process: wait, or take it over with --takeover"
-                ) from exc
-        self._stores[store.url] = store
+            await self._lock(
+                session.storage,
+                key,
+                f"run {key} is still going on in another process: wait, or take it over with --takeover",
+            )
+        self._stores[session.name] = session.storage
+
+    async def _lock(self, store: JournalStorage, key: str, alive: str) -> None:
+        if (store.url, key) in self._held:
+            return
+        try:
+            await self._locks.enter_async_context(store.lock(f"run/{key}", wait=0))
+        except SessionBusy as exc:
+            raise RunAlive(alive) from exc
+        self._held.add((store.url, key))
+
+    def attempt(self, flow_run: FlowRun) -> None:
+        """Notice when Prefect tries a flow or subflow again in this process: its steps are asked for anew."""
+        known = self._attempts.setdefault(flow_run.id, flow_run.run_count)
+        if flow_run.run_count > known:
+            self._attempts[flow_run.id] = flow_run.run_count
+            self.run.begin_again(str(flow_run.id))
 
     def count(self, cost_usd: float, *, turns: int = 0) -> None:
         """Add up what this process spent."""
@@ -71,17 +100,27 @@ class Running:
     async def finish(self, status: Literal["completed", "failed"]) -> None:
         """Write how the run ended into every session it entered, and let it go."""
         try:
-            for name, url in self.run.sessions.items():
-                session = await OpenSession.load(self._stores.get(url) or open_storage(url), name)
-                known = session.journal.runs.get(self.run.key)
-                if known is not None and known.owner == self.run.owner:
-                    await session.append(self.run.event(status))
+            for name in self.run.sessions:
+                await self._write_end(name, status)
         finally:
             await self.let_go()
 
+    async def _write_end(self, name: str, status: Literal["completed", "failed"]) -> None:
+        while True:
+            try:
+                session = await OpenSession.load(self._stores[name], name)
+                known = session.journal.runs.get(self.run.key)
+                if known is not None and known.owner == self.run.owner:
+                    await session.append(self.run.event(status))
+                return
+            except SessionNotFound:
+                return  # removed meanwhile: there is nothing left to resume
+            except SessionConflict:
+                continue  # somebody goes on with the session already
+
     async def let_go(self) -> None:
         """Give up the run's locks."""
-        self._stores.clear()
+        self._held.clear()
         await self._locks.aclose()
 
 
@@ -89,7 +128,7 @@ given_running: ContextVar[Running | None] = ContextVar("channelcoder_running", d
 """The run that whoever started the flow has prepared for it."""
 
 _running: dict[UUID, Running] = {}
-_watched: set[int] = set()
+"""The runs in this process, by their outermost flow run."""
 
 
 def new_owner() -> str:
@@ -103,34 +142,31 @@ def running_here() -> Running:
     Raises:
         FlowError: it is in no flow.
     """
-    context = _root_context()
-    flow_run = context.flow_run if context else None
-    if context is None or flow_run is None or context.flow is None:
+    flows = _flows()
+    if not flows:
         raise FlowError("turn() is for flows: outside of one, use Session or claude()")
+    flow, flow_run, parameters = flows[0]
     running = _running.get(flow_run.id)
     if running is None:
         running = given_running.get() or Running(
             Run(
                 run_key_of(flow_run),
                 owner=new_owner(),
-                flow=context.flow.name,
-                entrypoint=entrypoint_of(context.flow),
-                parameters=plain_parameters(context.flow, context.parameters or {}),
+                flow=flow.name,
+                entrypoint=entrypoint_of(flow),
+                parameters=plain_parameters(flow, parameters),
                 on_unfinished=load_settings().on_unfinished,
             )
         )
-        running.attempt = flow_run.run_count
         _running[flow_run.id] = running
-        _watch(context.flow)
-    elif running.attempt != flow_run.run_count:
-        # Prefect tries the flow again in this process: the same run, asking for its steps from the first.
-        running.attempt, running.run = flow_run.run_count, running.run.again()
+        _watch(flow)
+    for each in flows:
+        running.attempt(each.run)
     return running
 
 
 def _find_run() -> Run | None:
-    context = _root_context()
-    return running_here().run if context and context.flow_run and context.flow else None
+    return running_here().run if _flows() else None
 
 
 find_run_with(_find_run)
@@ -139,16 +175,21 @@ find_run_with(_find_run)
 def run_key_of(flow_run: FlowRun) -> str:
     """Return the run key of a flow run that was given none."""
     if flow_run.deployment_id and flow_run.auto_scheduled and flow_run.expected_start_time:
-        return f"{flow_run.deployment_id}@{flow_run.expected_start_time.isoformat()}"
+        return f"{flow_run.deployment_id}@{flow_run.expected_start_time.astimezone(UTC).isoformat()}"
     return str(flow_run.id)
 
 
 def entrypoint_of(flow: Flow[..., Any]) -> str:
     """Return `file.py:function`, from the working directory where the file is below it."""
-    file = Path(flow.fn.__code__.co_filename)
+    file = source_of(flow)
     here = Path.cwd()
     path = file.relative_to(here) if file.is_relative_to(here) else file
     return f"{path.as_posix()}:{flow.fn.__name__}"
+
+
+def source_of(flow: Flow[..., Any]) -> Path:
+    """Return the file that the flow's function stands in."""
+    return Path(inspect.getsourcefile(inspect.unwrap(flow.fn)) or "").absolute()
 
 
 def plain_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
@@ -170,27 +211,35 @@ def _is_secret(value: object) -> bool:
     return False
 
 
-def _root_context() -> FlowRunContext | None:
-    """Return the context of the outermost flow: a flow called by a flow is part of the same run."""
+class _InFlow(NamedTuple):
+    flow: Flow[..., Any]
+    run: FlowRun
+    parameters: dict[str, Any]
+
+
+def _flows() -> list[_InFlow]:
+    """Return the flows this code is in, outermost first: one that a flow calls is part of the same run."""
+    flows: list[_InFlow] = []
     context = FlowRunContext.get()
-    while context is not None:
+    while isinstance(context, FlowRunContext):
+        if context.flow is not None and context.flow_run is not None:
+            flows.insert(0, _InFlow(context.flow, context.flow_run, context.parameters or {}))
         token = context._token  # pyright: ignore[reportPrivateUsage]
-        outer = token.old_value if token is not None else Token.MISSING
-        if not isinstance(outer, FlowRunContext):
-            return context
-        context = outer
-    return None
+        context = token.old_value if token is not None else None
+    return flows
+
+
+def _asker() -> Asker:
+    return tuple(str(each.run.id) for each in _flows())
 
 
 def _watch(flow: Flow[..., Any]) -> None:
-    """Hear how runs of this flow end, so that the sessions know."""
-    if id(flow) in _watched:
-        return
-    _watched.add(id(flow))
-    flow.on_completion(_completed)
-    flow.on_failure(_failed)
-    flow.on_cancellation(_failed)
-    flow.on_crashed(_failed)
+    """Let the sessions know when the flow ends. (Where it is killed, nobody can: a run without its lock is dead.)"""
+    if _completed not in flow.on_completion_hooks:
+        flow.on_completion(_completed)
+        flow.on_failure(_failed)
+        flow.on_cancellation(_failed)
+        flow.on_crashed(_failed)
 
 
 async def _completed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

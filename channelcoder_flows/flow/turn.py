@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from prefect.tasks import Task
 from channelcoder_flows.config import load_settings
 from channelcoder_flows.errors import TurnError
 from channelcoder_flows.flow.report import publish
-from channelcoder_flows.flow.running import Running, running_here
+from channelcoder_flows.flow.running import Running, running_here, source_of
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import OnUnfinished
 from channelcoder_flows.session import Session, TurnArguments, name_in_run, prompt_of, step_of
@@ -68,7 +67,6 @@ async def turn(
     step = step_of(prompt_of(_from_root(prompt)), arguments)
     settings = load_settings(cwd=cwd)
     held = _session_of(session, storage, cwd, step, running)
-    await running.hold(held.opened.storage)
     opened = await held.opened_for(step)
     around = Surroundings(
         settings=settings,
@@ -168,7 +166,5 @@ def _from_root(prompt: str | Path | Prompt) -> str | Path | Prompt:
 def project_root() -> Path:
     """Return the root of the project that the running flow's file is in."""
     context = FlowRunContext.get()
-    flow = context.flow if context else None
-    file = Path(inspect.getsourcefile(flow.fn) or "").absolute() if flow else Path.cwd() / "flow"
-    folders = file.parents
+    folders = (source_of(context.flow) if context and context.flow else Path.cwd() / "flow").parents
     return next((folder for folder in folders if any((folder / mark).exists() for mark in ROOT_MARKS)), folders[0])
