@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -11,17 +12,21 @@ from prefect.artifacts import acreate_markdown_artifact
 
 from channelcoder_flows.turn import TurnResult
 
+PATIENCE = 10.0
+"""Seconds until the flow goes on without: Prefect's client tries for minutes to reach a server that is gone."""
+
 
 async def publish(result: TurnResult, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     """Show the turn as an artifact: answer, cost and where it stands."""
     try:
-        await acreate_markdown_artifact(
-            key=artifact_key(result.session.name, result.step),
-            markdown=as_markdown(result),
-            description=f"Turn {result.turn} of session {result.session.name}",
-        )
+        async with asyncio.timeout(PATIENCE):
+            await acreate_markdown_artifact(
+                key=artifact_key(result.session.name, result.step),
+                markdown=as_markdown(result),
+                description=f"Turn {result.turn} of session {result.session.name}",
+            )
     except Exception as exc:
-        logger.warning("the turn is kept, but Prefect could not show it: %s", exc)
+        logger.warning("the turn is kept, but Prefect could not show it: %r", exc)
 
 
 def artifact_key(session: str, step: str) -> str:

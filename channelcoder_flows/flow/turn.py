@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from channelcoder_flows.config import load_settings
-from channelcoder_flows.errors import TurnError
+from channelcoder_flows.errors import FlowError, TurnError
 from channelcoder_flows.flow.report import publish
 from channelcoder_flows.flow.running import Running, running_here, source_of
 from channelcoder_flows.prompt import Prompt
@@ -34,7 +34,7 @@ ROOT_MARKS = ("pyproject.toml", "prompts", ".git")
 SessionLike = str | SessionRef | TurnResult | Session
 
 
-async def turn(
+def turn(
     prompt: str | Path | Prompt,
     *,
     session: SessionLike | None = None,
@@ -42,7 +42,7 @@ async def turn(
     cwd: str | Path | None = None,
     on_unfinished: OnUnfinished | None = None,
     **arguments: Unpack[TurnArguments],
-) -> TurnResult:
+) -> Coroutine[Any, Any, TurnResult]:
     """Run one step of the flow in a session, or take its turn from the journal when this run has done it already.
 
     Args:
@@ -56,11 +56,29 @@ async def turn(
         arguments: as `Session.claude` takes them; what is left out is the prompt file's to say.
 
     Raises:
+        FlowError: it is called outside a flow, or in one that is not `async def`.
         SessionDiverged: this run did the step already, with another prompt or other options.
         SessionUnfinished: the session's last run did not end.
         RunAlive: another process has this run.
         ChannelCoderError: what `Session.claude` raises.
     """
+    # Not itself `async def`: a flow that cannot await would only find a coroutine in its hands.
+    context = FlowRunContext.get()
+    if context and context.flow and not context.flow.isasync:
+        raise FlowError(
+            f"turn() is asynchronous: write `async def {context.flow.fn.__name__}` and `await turn(…)` in it"
+        )
+    return _take(prompt, session, storage, cwd, on_unfinished, arguments)
+
+
+async def _take(
+    prompt: str | Path | Prompt,
+    session: SessionLike | None,
+    storage: SessionStorage | str | Path | None,
+    cwd: str | Path | None,
+    on_unfinished: OnUnfinished | None,
+    arguments: TurnArguments,
+) -> TurnResult:
     running = running_here()
     if on_unfinished is not None:
         running.run.on_unfinished = on_unfinished
