@@ -4,6 +4,7 @@
     ├── UsageError                         2   a wrong argument or option
     ├── ConfigError                        2   a settings file or variable that cannot be used
     ├── PromptError                        2   a prompt file that cannot be used (file, line, key)
+    │   └── PromptNotFound                 3
     ├── InputError                         2   inputs that do not fit the prompt
     ├── SchemaError                        2   an input or output declaration that cannot be used
     ├── SessionError                       4
@@ -52,6 +53,7 @@ __all__ = [
     "OutputInvalid",
     "PlaceError",
     "PromptError",
+    "PromptNotFound",
     "RunAlive",
     "RunTakenOver",
     "SchemaError",
@@ -136,6 +138,12 @@ class PromptError(ChannelCoderError):
             key=key,
             problem=problem,
         )
+
+
+class PromptNotFound(PromptError):
+    """There is no such prompt file."""
+
+    exit_code = 3
 
 
 class InputError(ChannelCoderError):

@@ -1,0 +1,43 @@
+"""The command line: thin commands over sessions, prompts and flows. docs/cli.md is its page.
+
+app.py       the tree of commands; each is imported when it is called
+options.py   the flags that commands share
+output.py    stdout has the answer, stderr all else
+failure.py   an error becomes one line and an exit code
+help.py      how help is laid out
+run.py session.py prompt.py flow.py demo.py doctor.py   the commands
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `argv` (by default the process's own arguments) and return its exit code."""
+    from channelcoder_flows.cli import failure, output
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        # One way out for both: what Ctrl-C takes back, a polite kill takes back too.
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
+    output.prepare()
+    try:
+        from channelcoder_flows.cli.app import app
+
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except BaseException as exc:
+        return failure.report(exc, words, interrupted=128 + (signal.SIGTERM if terminated else signal.SIGINT))
+    return code if isinstance(code, int) else 0
