@@ -1,0 +1,1 @@
+"""Measurements: ratios in one alternating run, so that the machine's mood cancels out."""
