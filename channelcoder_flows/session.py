@@ -7,74 +7,32 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Unpack
 
+from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.conversation import Conversation, attach
 from channelcoder_flows.errors import SessionExists, UsageError
 from channelcoder_flows.journal import Created, Journal, SessionInfo, SessionState, StepRef, deltas_of
-from channelcoder_flows.prompt import Prompt, split_tools
+from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import Run, current_run
 from channelcoder_flows.step import Step, Surroundings, fork_session, rewind_event, run_step
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.adapter import as_journal_storage
 from channelcoder_flows.storage.base import JournalStorage, SessionStorage, check_name
+from channelcoder_flows.storage.file import FileSessionStorage
 from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import (
-    Effort,
     Message,
-    PermissionMode,
-    Recovery,
-    RetryPolicy,
     SessionRef,
-    SettingSource,
     StreamChunk,
     TurnResult,
-    options_from,
 )
-
-
-class TurnArguments(TypedDict, total=False):
-    """What `claude`, `run` and `stream` take beyond the prompt. What is left out is the prompt file's to say."""
-
-    data: Mapping[str, Any]
-    """The prompt's inputs."""
-    key: str
-    """The step key in a flow; the prompt's name unless given."""
-    system: str
-    """The system prompt: text. In a prompt file it is `systemPrompt`."""
-    append_system: str
-    """Text after Claude Code's own system prompt."""
-    tools: str | Sequence[str]
-    """The only tools there are, already allowed: `"Read Write"` or a list."""
-    allowed_tools: str | Sequence[str]
-    disallowed_tools: str | Sequence[str]
-    model: str
-    fallback_model: str
-    effort: Effort
-    permission_mode: PermissionMode
-    permission_prompt_tool: str
-    mcp_config: str
-    setting_sources: Sequence[SettingSource]
-    max_turns: int
-    """Model calls inside the turn."""
-    max_budget_usd: float
-    """US dollars of this turn."""
-    timeout: float
-    """Seconds for the whole turn."""
-    idle_timeout: float
-    """Seconds without a sign of life."""
-    retry: RetryPolicy
-    recovery: Recovery
-    wait: float
-    """Seconds to wait for a busy session; 0: not at all."""
-    verbose: bool
-    """Say on stderr what happens."""
 
 
 class Session:
@@ -300,10 +258,13 @@ class Session:
             JournalDamaged: its journal cannot be read.
         """
         settings = settings or load_settings(cwd=cwd)
-        store = _storage(storage, settings)
-        state = await store.load(str(name_or_path))
-        session = cls(state.metadata.name, storage=store, cwd=cwd, settings=settings)
-        session._open.journal = Journal(state.journal)
+        store, text = _storage(storage, settings), str(name_or_path)
+        path = Path(text)
+        if not await store.exists(text) and await asyncio.to_thread(path.exists):
+            folder = path if await asyncio.to_thread(path.is_dir) else path.parent
+            store, text = FileSessionStorage(folder.absolute().parent), (await store.load(text)).metadata.name or text
+        session = cls(text, storage=store, cwd=cwd, settings=settings)
+        session._open = await OpenSession.load(store, text)
         session._loaded = True
         return session
 
@@ -425,35 +386,6 @@ async def stream(
     async with aclosing(Session(storage=MemorySessionStorage(), cwd=cwd).stream(prompt, **arguments)) as chunks:
         async for chunk in chunks:
             yield chunk
-
-
-def prompt_of(source: str | Path | Prompt) -> Prompt:
-    """Return the prompt that `source` means: a path, or a text that ends in `.md`, is a file; all else is the text.
-
-    Raises:
-        PromptError: the file cannot be used.
-    """
-    if isinstance(source, Prompt):
-        return source
-    if isinstance(source, Path) or (source.endswith(".md") and "\n" not in source):
-        return Prompt.load(source)
-    return Prompt.inline(source)
-
-
-def step_of(prompt: Prompt, arguments: TurnArguments) -> Step:
-    """Bind a prompt to what the call says.
-
-    Raises:
-        UsageError: a value does not fit.
-    """
-    given = {name: value for name, value in arguments.items() if name not in ("data", "key", "wait", "verbose")}
-    for name in ("tools", "allowed_tools", "disallowed_tools"):
-        if isinstance(tools := given.get(name), str):
-            given[name] = split_tools(tools)
-    options = options_from(
-        system_prompt=given.pop("system", None), append_system_prompt=given.pop("append_system", None), **given
-    )
-    return Step(prompt, data=arguments.get("data") or {}, options=options, key=arguments.get("key"))
 
 
 def check_session_id(text: str) -> str:

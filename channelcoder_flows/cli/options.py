@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from channelcoder_flows.arguments import TurnArguments
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.errors import PlaceError, UsageError
 from channelcoder_flows.prompt import Prompt, seconds, text_or_file
-from channelcoder_flows.session import TurnArguments
 from channelcoder_flows.turn import Effort, PermissionMode
 
 SESSION = Group("Session", sort_key=1)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from channelcoder_flows.arguments import step_of
 from channelcoder_flows.cli import output
 from channelcoder_flows.cli.failure import Interrupted
 from channelcoder_flows.cli.options import NO_FLAGS, PROMPT, TurnFlags, is_file
@@ -22,7 +23,7 @@ from channelcoder_flows.config import Settings
 from channelcoder_flows.errors import PromptError, PromptNotFound, UsageError
 from channelcoder_flows.journal import Journal
 from channelcoder_flows.prompt import Prompt
-from channelcoder_flows.session import Session, step_of
+from channelcoder_flows.session import Session
 from channelcoder_flows.step import check_continues
 from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.turn import StreamChunk, TurnRequest, TurnResult

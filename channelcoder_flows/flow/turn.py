@@ -16,13 +16,14 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
+from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
 from channelcoder_flows.config import load_settings
 from channelcoder_flows.errors import FlowError, TurnError
 from channelcoder_flows.flow.report import publish
 from channelcoder_flows.flow.running import Running, running_here, source_of
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import OnUnfinished
-from channelcoder_flows.session import Session, TurnArguments, name_in_run, prompt_of, step_of
+from channelcoder_flows.session import Session, name_in_run
 from channelcoder_flows.step import Step, Surroundings, run_step
 from channelcoder_flows.storage.base import SessionStorage
 from channelcoder_flows.storage.open_session import OpenSession
