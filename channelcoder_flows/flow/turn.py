@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -96,7 +97,7 @@ async def _take(
     return await _task_for(step)(step=step.name, session=opened.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Live:
     """What a turn needs and Prefect must not see: live objects never cross its boundary."""
 
@@ -104,6 +105,8 @@ class _Live:
     step: Step
     around: Surroundings
     running: Running
+    not_before: float = 0.0
+    """When the next attempt can help, in the loop's time: the API may ask for more patience than the prompt."""
 
 
 _live: ContextVar[_Live] = ContextVar("channelcoder_live_turn")
@@ -116,10 +119,13 @@ async def _turn(step: str, session: str) -> TurnResult:
     around = Surroundings(
         settings=live.around.settings, cwd=live.around.cwd, on_chunk=_log_to(logger), wait=live.around.wait
     )
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(max(0.0, live.not_before - loop.time()))
     try:
         result = await run_step(live.session, live.step, around)
     except TurnError as exc:
         live.running.count(exc.cost_usd)
+        live.not_before = loop.time() + (exc.retry_after or 0.0)
         raise
     if not result.replayed:
         live.running.count(result.cost_usd, turns=1)
