@@ -102,7 +102,9 @@ def _login(options: Settings, environ: Mapping[str, str]) -> Finding:
         return Finding("login", "ok", f"a login in {file}")
     if sys.platform == "darwin" and _version(*KEYCHAIN) is not None:
         return Finding("login", "ok", "a login in the keychain")
-    return Finding("login", "fail", "no key and no login", f"set {KEYS[0]}, or run `claude` once and type /login")
+    from channelcoder_flows import claude_code
+
+    return Finding("login", "fail", "no key and no login", f"set {KEYS[0]}, or {claude_code.log_in()}")
 
 
 def _store(options: Settings) -> Finding:

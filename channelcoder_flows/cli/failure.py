@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from channelcoder_flows.cli import output
-from channelcoder_flows.errors import ChannelCoderError, StorageError, TurnError, UsageError
+from channelcoder_flows.errors import ChannelCoderError, InputError, StorageError, TurnError, UsageError
 
 BROKEN_PIPE = 141
 """What a shell reports of a program that wrote to a closed pipe."""
@@ -29,6 +29,9 @@ def report(exc: BaseException, argv: Sequence[str], *, interrupted: int) -> int:
             return exc.code if isinstance(exc.code, int) else 1
         case KeyboardInterrupt() | Interrupted():
             data = _data("interrupted", str(exc) or "interrupted", interrupted, retryable=True)
+        case InputError():
+            data = _data_of(exc)
+            data["message"] += f" (inputs are given as -d {exc.field or 'NAME'}=VALUE)"
         case ChannelCoderError():
             data = _data_of(exc)
         case Exception() if usage := usage_error(exc):

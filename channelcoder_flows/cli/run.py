@@ -109,10 +109,14 @@ def _standard_input() -> str:
 
 
 def _missing(source: str) -> PromptNotFound:
-    folder = Path(source).parent
-    names = [path.name for path in folder.glob("*.md")] if folder.is_dir() else []
-    near = difflib.get_close_matches(Path(source).name, names, n=1)
-    hint = f"did you mean {folder / near[0]}?" if near else "a text that ends in .md is given with -p"
+    folders = (Path(), *Path().glob("*/"), Path(source).parent)
+    there = sorted({str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.md")})
+    if near := difflib.get_close_matches(source, there, n=1):
+        hint = f"did you mean {near[0]}?"
+    elif " " in source:
+        hint = "a text that ends in .md is given with -p"
+    else:
+        hint = f"paths start at {Path.cwd()}"
     return PromptNotFound.at(source, 0, "", f"there is no such file: {hint}")
 
 

@@ -6,12 +6,14 @@ import asyncio
 import difflib
 import inspect
 import json
+import re
 import typing
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.exceptions import MissingFlowError
 from prefect.flows import Flow, load_flow_from_entrypoint
 
 from channelcoder_flows.config import Settings
@@ -197,8 +199,10 @@ def load_flow(entrypoint: str) -> Flow[..., Any]:
         raise FlowNotFound(f"{file}: there is no such file here ({Path.cwd()})")
     try:
         return load_flow_from_entrypoint(f"{path.absolute()}:{function}", use_placeholder_flow=False)
-    except AttributeError as exc:
-        raise FlowNotFound(f"{file} has no flow {function!r}") from exc
+    except (AttributeError, MissingFlowError) as exc:
+        near = difflib.get_close_matches(function, re.findall(r"^\s*(?:async )?def (\w+)", path.read_text(), re.M), n=1)
+        hint = f": did you mean {near[0]}?" if near else ": a flow is a function with @flow above it"
+        raise FlowNotFound(f"{file} has no flow {function!r}{hint}") from exc
     except ChannelCoderError:
         raise
     except Exception as exc:

@@ -101,6 +101,8 @@ def storage_error(exc: OSError, path: Path) -> StorageError:
             advice = "free some space and try again; what was saved before is intact"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             advice = "make it yours to write, or keep sessions elsewhere with CHANNELCODER_SESSION_DIR"
+        case errno.ENOTDIR:
+            advice = "a file is where a directory must be; move it, or keep sessions elsewhere"
         case errno.ELOOP:
             advice = "it is a link; put the real file or directory in its place"
         case _:
