@@ -37,6 +37,7 @@ from claude_agent_sdk import (
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
 from claude_agent_sdk.types import SystemPromptCustom, SystemPromptPreset
 
+from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import (
     ApiError,
     ClaudeNotFound,
@@ -60,6 +61,7 @@ LINE_LIMIT = 64 << 20
 """Bytes of one line of the CLI's output."""
 INTERRUPT_WAIT = 3.0
 """Seconds the CLI has to save its partial answer when it is interrupted."""
+REFUSED_STATUS = frozenset({401, 403})
 RETRYABLE_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 
 OnChunk = Callable[[StreamChunk], None]
@@ -207,13 +209,13 @@ async def run_turn(
         await _interrupt(client)
         raise clock.error(listener) from None
     except asyncio.CancelledError:
-        await asyncio.shield(asyncio.ensure_future(_interrupt(client)))
+        await to_the_end(_interrupt(client))
         raise
     except ClaudeSDKError as exc:
         if listener.result is None:
             raise _died(exc, listener, transport.process) from exc
     finally:
-        await asyncio.shield(asyncio.ensure_future(_close(client, transport.process)))
+        await to_the_end(_close(client, transport.process))
     return listener.answer(request, transport.process)
 
 
@@ -332,8 +334,12 @@ class _Listener:
     def _take_retry(self, data: dict[str, Any]) -> None:
         delay = data.get("retry_delay_ms")
         self.retry_after = delay / 1000 if isinstance(delay, int | float) else None
-        status = data.get("error_status") or data.get("error") or "no answer"
-        self.on_chunk(StreamChunk(type="retry", content=f"the API answered {status}; trying again"))
+        status, attempt, most = (data.get(name) for name in ("error_status", "attempt", "max_retries"))
+        said = f"the API answered {status}" if status else "the API cannot be reached"
+        if status in REFUSED_STATUS and attempt != 1:
+            # Once, the CLI may have an old login that it renews; ten times, someone waits minutes for nothing.
+            raise _not_logged_in(said, status)
+        self.on_chunk(StreamChunk(type="retry", content=f"{said}: trying again ({attempt} of {most})"))
 
     def answer(self, request: TurnRequest, process: Process | None) -> Answer:
         """Return the answer.
@@ -371,12 +377,13 @@ class _Listener:
             )
         if result.subtype == "error_max_structured_output_retries":
             return OutputInvalid(f"Claude gave no answer that fits the declared output: {said}", retryable=True)
-        if status in (401, 403) or (status is None and "login" in said.lower()):
+        if status in REFUSED_STATUS or (status is None and "login" in said.lower()):
             return _not_logged_in(said, status)
         retryable = status in RETRYABLE_STATUS or (status is None and kind == "api_error")
-        advice = "try again" if retryable else "change what the message says"
+        what = "the API cannot be reached" if status is None and retryable else "the API refused the turn"
+        advice = "run it again later" if retryable else "change what the message says"
         return ApiError(
-            f"the API refused the turn: {said} ({advice})",
+            f"{what}: {said} ({advice})",
             kind=kind if status is None else f"api/{status}",
             status=status,
             retryable=retryable,
@@ -386,19 +393,24 @@ class _Listener:
 
 
 def _not_logged_in(said: str, status: int | None) -> NotLoggedIn:
+    if status is None:
+        return NotLoggedIn(f"Claude Code has no key and no login: set ANTHROPIC_API_KEY, or {log_in()}")
     return NotLoggedIn(
-        f"Claude Code cannot log in ({said}): set ANTHROPIC_API_KEY, or run `claude` once and type /login",
+        f"the API refused the key or login ({said}): correct ANTHROPIC_API_KEY, or unset it and {log_in()}",
         status=status,
     )
+
+
+def log_in() -> str:
+    """Return how to log in, with a command that is there."""
+    return f"run {'claude' if shutil.which('claude') else find_claude()} once and type /login"
 
 
 def _died(cause: Exception | None, listener: _Listener, process: Process | None) -> TurnError:
     tail = process.stderr_tail() if process else ""
     said = (tail.strip().splitlines() or [str(cause or "no output")])[-1][:300]
     if "login" in said.lower():
-        return NotLoggedIn(
-            f"Claude Code cannot log in ({said}): set ANTHROPIC_API_KEY, or run `claude` and type /login"
-        )
+        return _not_logged_in(said, None)
     return TurnDied(
         f"the Claude Code CLI ended without a result ({said}): try again",
         retryable=True,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from channelcoder_flows import transcript as files
 from channelcoder_flows.errors import JournalDamaged, SessionNotFound, TurnError
-from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost
-from channelcoder_flows.journal import Attach, Failed, FileMark, Intent, Interactive, Rewind, Turn
+from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs
+from channelcoder_flows.journal import Attach, Failed, FileMark, Intent, Interactive, Moved, Turn
 from channelcoder_flows.places.base import Place
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.transcript import MAIN, Contents, Mark, Transcript
@@ -55,20 +55,21 @@ class Conversation:
         if journal.process is not None and await self.place.end_stale(journal.process):
             self.on_notice("ended what was left of a turn whose process died")
         where = self._transcript(intent.session_id, intent.cwd)
+        await asyncio.to_thread(where.mend)
         contents = await asyncio.to_thread(where.read)
         if not files.grown_from(contents, self.marks):
             # Another machine, or a clean-up: nothing of this turn can be known here.
             contents = {}
-        found = self._since_mark(contents)
-        ours = next((e for e in found if e.turn_id == intent.turn_id), None)
-        typed = [e for e in found if e.turn_id != intent.turn_id and not self._known_failure(e)]
+        ours, typed = self.part(contents, intent.turn_id)
         if ours is not None and (ours.finished_output if intent.structured else ours.finished):
             await self._adopt(intent, ours, contents, typed)
             self.on_notice(
                 f"step {intent.step.key or 'turn'}: the answer had arrived before the crash; nothing is paid again"
             )
         else:
-            await self._give_up(intent, ours, contents, typed, where)
+            error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
+            total = self._total_before(contents)
+            await self.fail(intent, error, contents, total, keep=intent.recovery == "continue", where=where)
 
     async def _adopt(self, intent: Intent, ours: Exchange, contents: Contents, typed: list[Exchange]) -> None:
         """Take the answer that had arrived; what was typed after it joins as interactive."""
@@ -102,30 +103,10 @@ class Conversation:
         if typed:
             await self._join_typed(contents, typed, ours.total_cost or before)
 
-    async def _give_up(
-        self,
-        intent: Intent,
-        ours: Exchange | None,
-        contents: Contents,
-        typed: list[Exchange],
-        where: Transcript,
-    ) -> None:
-        """Record that the attempt died, and take its words back, unless a person went on from them."""
-        error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
-        before = self._total_before(contents)
-        if typed:
-            deltas: dict[str, bytes] = {}
-            _, tail = self.added(contents, deltas)
-            await self.session.append(self.failure(intent, error, ours, 0.0, tail), deltas=deltas)
-            await self._join_typed(contents, typed, before)
-            return
-        await self.fail(intent, error, ours, contents, before, where=where)
-
     async def fail(
         self,
         intent: Intent,
         error: TurnError,
-        ours: Exchange | None,
         contents: Contents,
         total_before: float,
         *,
@@ -134,12 +115,19 @@ class Conversation:
     ) -> None:
         """Record a failed attempt, with its tail, and cut the transcript back to where it stood before.
 
-        With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there.
+        With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there. It stays
+        too where a person typed into the same conversation meanwhile: their words are never cut.
         """
+        ours, typed = self.part(contents, intent.turn_id)
         deltas: dict[str, bytes] = {}
         marks, tail = self.added(contents, deltas) if contents else ((), None)
+        if typed:
+            spent = max(0.0, (ours.total_cost or 0.0) - total_before) if ours else 0.0
+            await self.session.append(_failure(intent, error, ours, spent, tail), deltas=deltas)
+            await self._join_typed(contents, typed, total_before + spent)
+            return
         spent = max(0.0, last_total_cost(contents.get(MAIN, b"")) - total_before)
-        failed = self.failure(intent, error, ours, spent, tail)
+        failed = _failure(intent, error, ours, spent, tail)
         kept = keep and ours is not None and tail is not None
         if kept:
             failed = failed.model_copy(update={"tail": None, "files": marks, "delta": tail})
@@ -151,24 +139,6 @@ class Conversation:
             await asyncio.to_thread(cut.cut, marks_before)
         if not kept:
             await self.place.rollback(intent.snapshot)
-
-    def failure(
-        self, intent: Intent, error: TurnError, ours: Exchange | None, spent: float, tail: str | None
-    ) -> Failed:
-        """Return a failed attempt as an event."""
-        return Failed(
-            turn_id=intent.turn_id,
-            step=intent.step,
-            error=error.kind,
-            message=error.message,
-            retryable=error.retryable,
-            retry_after=error.retry_after,
-            prompt=intent.prompt,
-            text=error.text or (ours.text if ours else ""),
-            cost_usd=spent,
-            usage=ours.usage if ours else Usage(),
-            tail=tail,
-        )
 
     async def lay(self) -> Contents:
         """Bring the transcript to where the journal stands, and return it: the next turn can start."""
@@ -183,16 +153,9 @@ class Conversation:
             self.on_notice("the conversation is not here in full: laid again from the session's own copy")
         else:
             # Someone changed what was said. Theirs stays as it is; ours goes on under another id.
-            count = len(journal.turns)
-            rewind = Rewind(
-                to=count,
-                session_id=str(uuid.uuid4()),
-                message_count=journal.message_count(count),
-                reason="the transcript was changed by another program",
-            )
-            await self.session.append(rewind)
-            self.on_notice(f"another program changed the conversation: going on from our copy as {rewind.session_id}")
-            ours = await self.restored()
+            moved = Moved(session_id=str(uuid.uuid4()), reason="the transcript was changed by another program")
+            await self.session.append(moved)
+            self.on_notice(f"another program changed the conversation: going on from our copy as {moved.session_id}")
         await asyncio.to_thread(self._transcript(journal.session_id or "").lay, ours)
         return ours
 
@@ -208,15 +171,30 @@ class Conversation:
         return contents
 
     async def _face_growth(self, contents: Contents, marks: Mapping[str, Mark]) -> Contents:
-        found = self._since_mark(contents)
-        if found and not all(self._known_failure(exchange) for exchange in found):
-            typed = [exchange for exchange in found if not self._known_failure(exchange)]
+        _, typed = self.part(contents)
+        if typed:
             self.on_notice(f"{len(typed)} exchange(s) typed into claude since the last turn joined the session")
             await self._join_typed(contents, typed, self._total_before(contents))
             return contents
         # What is left of a failed attempt, or housekeeping of Claude Code's own: no words that anyone would miss.
         await asyncio.to_thread(self._transcript(self.session.journal.session_id or "").cut, marks)
         return await self.read()
+
+    def typed_meanwhile(self, contents: Contents, typed: list[Exchange], our_total: float) -> Interactive:
+        """Return what was typed while a turn ran, to join right after it: the turn's own delta holds the words of both.
+
+        Claude Code takes the two for branches of one conversation, and goes on from the later one.
+        """
+        totals = total_costs(contents[MAIN][self._main_mark().length :])
+        if our_total in totals:
+            totals.remove(our_total)
+        before = self._total_before(contents)
+        session_id = self.session.journal.session_id or ""
+        return Interactive(
+            session_id=session_id,
+            messages=tuple(message for exchange in typed for message in exchange.messages(session_id)),
+            cost_usd=max(0.0, max(totals, default=before) - before),
+        )
 
     async def _join_typed(self, contents: Contents, typed: list[Exchange], total_before: float) -> None:
         session_id = self.session.journal.session_id or ""
@@ -235,12 +213,11 @@ class Conversation:
         """Put what `contents` holds beyond the journal into `deltas`; return the new marks and the delta's id."""
         return _delta(contents, self.marks, deltas)
 
-    def find(self, contents: Contents, turn_id: str) -> Exchange | None:
-        """Return the exchange of that turn, where the transcript has it."""
-        return next((e for e in self._since_mark(contents) if e.turn_id == turn_id), None)
-
-    def _since_mark(self, contents: Contents) -> list[Exchange]:
-        return exchanges(contents.get(MAIN, b"")[self._main_mark().length :])
+    def part(self, contents: Contents, turn_id: str = "") -> tuple[Exchange | None, list[Exchange]]:
+        """Return what the transcript holds beyond the journal: that turn's exchange, and those that a person typed."""
+        found = exchanges(contents.get(MAIN, b"")[self._main_mark().length :])
+        ours = next((exchange for exchange in found if exchange.turn_id == turn_id), None)
+        return ours, [e for e in found if e is not ours and not self._known_failure(e)]
 
     def _total_before(self, contents: Contents) -> float:
         return last_total_cost(contents.get(MAIN, b"")[: self._main_mark().length])
@@ -269,6 +246,23 @@ async def attach(place: Place, session_id: str) -> tuple[Attach, dict[str, bytes
     deltas: dict[str, bytes] = {}
     marks, delta = _delta(contents, {}, deltas)
     return Attach(session_id=session_id, files=marks, delta=delta), deltas
+
+
+def _failure(intent: Intent, error: TurnError, ours: Exchange | None, spent: float, tail: str | None) -> Failed:
+    return Failed(
+        turn_id=intent.turn_id,
+        step=intent.step,
+        error=error.kind,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        prompt=intent.prompt,
+        text=error.text or (ours.text if ours else ""),
+        cost_usd=spent,
+        cost_estimated=ours is not None and ours.total_cost is None and ours.model_calls > 0,
+        usage=ours.usage if ours else Usage(),
+        tail=tail,
+    )
 
 
 def _delta(

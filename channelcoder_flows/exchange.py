@@ -79,6 +79,12 @@ def last_total_cost(data: bytes) -> float:
     return 0.0
 
 
+def total_costs(data: bytes) -> list[float]:
+    """Return the running totals in US dollars that a transcript, or the end of one, holds: one a process that ended."""
+    lines = (_entry(line) for line in data.splitlines() if COST_STATE in line)
+    return [_number(entry.get("totalCostUSD")) for entry in lines if entry.get("type") == "cost-state"]
+
+
 class _Reader:
     """Reads one exchange, entry by entry."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from channelcoder_flows.places.spec import PlaceSpec, ProcessIdent
-from channelcoder_flows.turn import CamelFrozen, Frozen, Message, Outcome, Usage
+from channelcoder_flows.turn import CamelFrozen, Frozen, Message, Outcome, Recovery, Usage
 
 FORMAT = 1
 """The journal's format version. A journal of a later one is refused, never guessed at."""
@@ -95,6 +95,7 @@ class Intent(EventBase):
     cwd: str = ""
     snapshot: str | None = None
     structured: bool = False
+    recovery: Recovery = "rollback"
 
 
 class Started(EventBase):
@@ -175,6 +176,14 @@ class Rewind(EventBase):
     step: StepRef = StepRef()
 
 
+class Moved(EventBase):
+    """The same conversation goes on under another Claude session id: in a fork, or beside a changed transcript."""
+
+    kind: Literal["moved"] = "moved"
+    session_id: str
+    reason: str = ""
+
+
 class Attach(EventBase):
     """Go on from a conversation that Claude Code has and this session had not."""
 
@@ -197,7 +206,7 @@ class Interactive(EventBase):
 
 
 Event = Annotated[
-    Created | Run | Intent | Started | Turn | Failed | Check | Rewind | Attach | Interactive,
+    Created | Run | Intent | Started | Turn | Failed | Check | Rewind | Moved | Attach | Interactive,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
@@ -247,7 +256,7 @@ class Totals(Frozen):
             last_active=self.last_active or created,
             message_count=self.messages,
             turns=self.turns,
-            cost_usd=self.cost_usd,
+            cost_usd=round(self.cost_usd, 9),
         )
 
 
@@ -373,6 +382,8 @@ class Journal:
             case Attach() | Interactive():
                 self._continue_as(event.session_id)
                 self._enter(event)
+            case Moved():
+                self._continue_as(event.session_id)
             case Rewind():
                 self._continue_as(event.session_id)
                 self._keep_turns(event.to)

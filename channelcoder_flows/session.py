@@ -17,10 +17,10 @@ from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.conversation import Conversation, attach
 from channelcoder_flows.errors import SessionExists, UsageError
-from channelcoder_flows.journal import Created, Journal, SessionInfo, SessionState, StepRef, deltas_of
+from channelcoder_flows.journal import Journal, SessionInfo, SessionState, StepRef, deltas_of
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import Run, current_run
-from channelcoder_flows.step import Step, Surroundings, fork_session, rewind_event, run_step
+from channelcoder_flows.step import Step, Surroundings, check_turn, fork_session, rewind_event, run_step
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.adapter import as_journal_storage
 from channelcoder_flows.storage.base import JournalStorage, SessionStorage, check_name
@@ -182,7 +182,7 @@ class Session:
         await self._ready()
         target = check_name(name) if name is not None else self.name
         if self._kept is not None:
-            await self._kept.keep(self._open, self._store, target, overwrite=overwrite)
+            self._open = await self._kept.keep(self._open, self._store, target, overwrite=overwrite)
             self._named = True
             return target
         if target == self.name:
@@ -299,6 +299,8 @@ class Session:
             del self._pending[0]
 
     async def _go_back(self, name: str, to: int) -> None:
+        if not self._open.journal.events:
+            check_turn(self._open.journal, to)  # a name that was mistyped is not begun
         step = self._operation(name)
         async with self._open.lock(wait=0):
             await self._catch_up()
@@ -351,25 +353,32 @@ class _Operation:
 
 
 class _Kept:
-    """How much of a session that is not saved by itself the store has."""
+    """How much of a session that is not saved by itself the store has, and under which name."""
 
     def __init__(self) -> None:
-        self.seq: dict[str, int] = {}
+        self.name: str | None = None
+        self.seq = 0
 
-    async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> None:
+    async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> OpenSession:
+        """Write what the store has not; return the session to go on with: under a second name it is a fork."""
+        if name != self.name:
+            if await store.exists(name):
+                if not overwrite:
+                    raise _exists(name)
+                await store.remove(name)
+            if self.name is not None:
+                session = await fork_session(session, name)
+            elif not session.journal.events:
+                session.name = name
+            elif session.name != name:
+                await session.rename(name)
+            self.name, self.seq = name, 0
         await session.begin()
-        since = self.seq.get(name, 0)
-        if since == 0 and await store.exists(name):
-            if not overwrite:
-                raise _exists(name)
-            await store.remove(name)
-        events = list(session.journal.events[since:])
-        if since == 0 and isinstance(first := events[0], Created):
-            events[0] = first.model_copy(update={"name": name})
+        events = session.journal.events[self.seq :]
         wanted = {delta for event in events for delta in deltas_of(event)}
         deltas = {delta: await session.delta(delta) for delta in wanted}
-        if events:
-            self.seq[name] = await store.append(name, events, expect=since, deltas=deltas)
+        self.seq = await store.append(name, events, expect=self.seq, deltas=deltas)
+        return session
 
 
 async def claude(

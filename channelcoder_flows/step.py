@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from channelcoder_flows.config import Settings, child_environment
 from channelcoder_flows.conversation import Conversation
+from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import (
     ChannelCoderError,
     OutputInvalid,
     SessionConflict,
+    SessionExists,
     SessionRequired,
     StorageError,
     TurnError,
@@ -35,7 +38,9 @@ from channelcoder_flows.journal import (
     Failed,
     ForkOrigin,
     Intent,
+    Interactive,
     Journal,
+    Moved,
     Rewind,
     Started,
     StepRef,
@@ -51,6 +56,7 @@ from channelcoder_flows.transcript import MAIN, Contents
 from channelcoder_flows.turn import Outcome, StreamChunk, TurnOptions, TurnRequest, TurnResult, options_from
 
 GO_ON = "You were interrupted in the middle of this. Go on from where you stood; do not start over."
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 OUTPUT_ATTEMPTS = 2
 """Turns of one step until an answer fits its declared output."""
 
@@ -74,7 +80,7 @@ class Step:
 
         Raises:
             InputError: the inputs do not fit the prompt.
-            UsageError: the prompt is empty.
+            UsageError: the prompt is empty, or something in the request is no text.
         """
         text = self.prompt.bind(self.data)
         if not text.strip():
@@ -87,7 +93,7 @@ class Step:
             setting_sources=settings.setting_sources,
         )
         options = self.options.over(self.prompt.options.over(settled.over(TurnOptions())))
-        return TurnRequest(prompt=text, options=options, output_schema=self.prompt.output_schema)
+        return check_texts(TurnRequest(prompt=text, options=options, output_schema=self.prompt.output_schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +144,11 @@ async def _steps_turns(
         match = await one.begin()
         try:
             turn = match.recorded.turns[-1] if match.recorded else await one.turn(match.step)
-            replayed = match.recorded is not None
+            # Still under the lock: "your answer does not fit" must follow that very answer.
+            return await _judged(one, turn, replayed=match.recorded is not None)
         except BaseException:
             one.give_back(match)
             raise
-    try:
-        return await _judged(one, turn, replayed=replayed)
-    except BaseException:
-        one.give_back(match)
-        raise
 
 
 async def _judged(one: _TurnOfStep, turn: Turn, *, replayed: bool) -> TurnResult:
@@ -166,9 +168,7 @@ async def _judged(one: _TurnOfStep, turn: Turn, *, replayed: bool) -> TurnResult
                 cost_usd=turn.cost_usd,
             )
         one.around.notice("the answer does not fit the declared output: asking once more")
-        async with one.locked():
-            await one.catch_up()
-            turn, replayed = await one.turn(turn.step, again=problem), False
+        turn, replayed = await one.turn(turn.step, again=problem), False
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -244,8 +244,10 @@ class _TurnOfStep:
         check_continues(self.step.prompt, journal)
         started: list[Event] = []
         if self.run is not None:
+            await self.run.hold(self.session)
             started.extend(self.run.enter(self.session.name, self.session.storage.url, journal))
         await self.catch_up()
+        check_continues(self.step.prompt, journal)
         if started:
             await self.session.append(*started)
         if self.run is None:
@@ -277,6 +279,7 @@ class _TurnOfStep:
             cwd=str(self.place.cwd),
             snapshot=await self.place.snapshot("before"),
             structured=request.output_schema is not None,
+            recovery=request.options.recovery,
         )
         await self.session.append(intent)
 
@@ -296,16 +299,11 @@ class _TurnOfStep:
                 on_started=started,
             )
         except BaseException as exc:
-            ending = asyncio.ensure_future(self._failed(intent, exc, total_before))
-            while not ending.done():
-                try:
-                    await asyncio.wait([ending])
-                except asyncio.CancelledError:
-                    continue  # the record of what was spent comes first
-            ending.result()
+            await to_the_end(self._failed(intent, exc, total_before))
             raise
         after = await self.conversation.read()
-        if self.conversation.find(after, intent.turn_id) is None:
+        ours, typed = self.conversation.part(after, intent.turn_id)
+        if ours is None:
             error = TurnError(
                 f"Claude Code kept no transcript under {self.place.config_dir}: make it writable, then run again",
                 kind="not-saved",
@@ -335,24 +333,32 @@ class _TurnOfStep:
             files=marks,
             delta=delta,
         )
-        await self._keep(turn, deltas)
+        if typed:
+            self.around.notice(f"{len(typed)} exchange(s) typed into claude during the turn joined the session")
+            await self._keep(
+                turn, self.conversation.typed_meanwhile(after, typed, answer.total_cost_usd), deltas=deltas
+            )
+        else:
+            await self._keep(turn, deltas=deltas)
         return turn
 
     def _go_on(self, ref: StepRef) -> str:
-        """Return what to say to a step whose last attempt was kept half done."""
-        entries = self.session.journal.entries
-        last = entries[-1] if entries else None
-        return GO_ON if isinstance(last, Failed) and last.step.key == ref.key and last.step.run == ref.run else ""
+        """Return what to say to a step whose last attempt was kept half done, with this very prompt."""
+        for entry in reversed(self.session.journal.entries):
+            if not isinstance(entry, Failed) or (entry.step.run, entry.step.key) != (ref.run, ref.key):
+                break
+            if entry.prompt != GO_ON:
+                return GO_ON if entry.prompt == self.request.prompt else ""
+        return ""
 
-    async def _keep(self, turn: Turn, deltas: Mapping[str, bytes]) -> None:
+    async def _keep(self, turn: Turn, *typed: Interactive, deltas: Mapping[str, bytes]) -> None:
         try:
-            await self.session.append(turn, deltas=deltas)
+            await self.session.append(turn, *typed, deltas=deltas)
         except SessionConflict:
             name = f"{self.session.name[:150]}-fork-{turn.turn_id[:8]}"
             fork = await fork_session(self.session, name)
-            await fork.append(turn, deltas=deltas)
             # The two must not go on under one Claude session id.
-            await fork.append(rewind_event(fork.journal, len(fork.journal.turns), reason="fork"))
+            await fork.append(turn, *typed, Moved(session_id=str(uuid.uuid4()), reason="fork"), deltas=deltas)
             self.around.notice(f"another writer went on with {self.session.name!r}: this turn is kept as {name!r}")
             self.session.name, self.session.journal = fork.name, fork.journal
         except StorageError as exc:
@@ -363,13 +369,11 @@ class _TurnOfStep:
         """Record how the attempt ended, and take its words back."""
         error = exc if isinstance(exc, TurnError) else _as_turn_error(exc)
         contents: Contents = await self.conversation.read()
-        ours = self.conversation.find(contents, intent.turn_id)
-        keep = self.request.options.recovery == "continue" and error.retryable
-        await self.conversation.fail(intent, error, ours, contents, total_before, keep=keep)
+        keep = intent.recovery == "continue" and error.retryable
+        await self.conversation.fail(intent, error, contents, total_before, keep=keep)
         if isinstance(exc, TurnError):
-            failed = self.session.journal.events[-1]
-            exc.session = self.session.name
-            exc.cost_usd = failed.cost_usd if isinstance(failed, Failed) else 0.0
+            failed = (event for event in reversed(self.session.journal.events) if isinstance(event, Failed))
+            exc.session, exc.cost_usd = self.session.name, next(failed).cost_usd
 
 
 def _as_turn_error(exc: BaseException) -> TurnError:
@@ -387,13 +391,26 @@ def _answer_again(problem: str) -> str:
     )
 
 
+def check_texts(request: TurnRequest) -> TurnRequest:
+    """Return `request` when all of it can be written down and given to a program.
+
+    Raises:
+        UsageError: a text holds a NUL, or half of a surrogate pair (bytes that are no UTF-8 end as such).
+    """
+    for name, value in {"prompt": request.prompt, **dict(request.options)}.items():
+        texts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and NO_TEXT.search(text) for text in texts):
+            raise UsageError(f"{name} holds a character that is no text: remove it, or read it as UTF-8")
+    return request
+
+
 def check_continues(prompt: Prompt, journal: Journal) -> None:
     """Hold a prompt that says `session.required` to it.
 
     Raises:
-        SessionRequired: the session has no turn to go on from.
+        SessionRequired: the session has nothing to go on from.
     """
-    if prompt.session.required and not journal.turns and journal.intent is None:
+    if prompt.session.required and not journal.entries and journal.intent is None:
         raise SessionRequired(
             f"prompt {prompt.name!r} continues a session, and there is none to continue: "
             "name one with --load-session (or session=), or run the step that begins it first"
@@ -406,15 +423,24 @@ def rewind_event(journal: Journal, to: int, *, reason: str = "", step: StepRef |
     Raises:
         UsageError: there is no such turn.
     """
-    if not 0 <= to <= len(journal.turns):
-        raise UsageError(f"there is no turn {to} to go back to: the session has {len(journal.turns)}")
     return Rewind(
-        to=to,
+        to=check_turn(journal, to),
         session_id=str(uuid.uuid4()),
         message_count=journal.message_count(to),
         reason=reason,
         step=step or StepRef(),
     )
+
+
+def check_turn(journal: Journal, number: int) -> int:
+    """Return `number` when the session can go back to the end of that turn.
+
+    Raises:
+        UsageError: there is no such turn.
+    """
+    if not 0 <= number <= len(journal.turns):
+        raise UsageError(f"there is no turn {number} to go back to: the session has {len(journal.turns)}")
+    return number
 
 
 async def fork_session(
@@ -427,25 +453,26 @@ async def fork_session(
         UsageError: there is no such turn.
     """
     journal = session.journal
-    turn = len(journal.turns) if at is None else at
-    back = rewind_event(journal, turn, reason="fork")
+    turn = check_turn(journal, len(journal.turns) if at is None else at)
+    kept = journal.entries if at is None else journal.entries_to(turn)
+    if await session.storage.exists(name):
+        raise SessionExists(f"there is a session {name!r} already: choose another name for the fork", name=name)
     fork = OpenSession.new(session.storage, name)
     origin = ForkOrigin(name=session.name, turn=turn)
     events: list[Event] = [
         Created(
             name=name,
-            session_id=journal.chain[0] if journal.chain else back.session_id,
+            session_id=journal.chain[0] if kept else fork.session_id,
             labels=journal.created.labels if journal.created else {},
             forked_from=origin,
             step=step or StepRef(),
         )
     ]
-    kept = journal.entries if at is None else journal.entries_to(turn)
     for entry in kept:
         inherited = {"inherited": True} if isinstance(entry, Turn) else {"cost_usd": 0.0}
         events.append(entry if isinstance(entry, Attach) else entry.model_copy(update=inherited))
     if kept:
-        events.append(back)
+        events.append(Moved(session_id=fork.session_id, reason="fork"))
     names = {entry.delta for entry in kept if entry.delta}
     await fork.append(*events, deltas={name: await session.delta(name) for name in names})
     return fork

@@ -13,7 +13,8 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,8 +67,25 @@ class Transcript:
         self.session_id = session_id
 
     def read(self) -> Contents:
-        """Return what is there now; empty when there is no such conversation."""
-        return {path: file.read_bytes() for path, file in self._files()}
+        """Return what is there now; empty when there is no such conversation.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        with self._translated("read"):
+            return {path: file.read_bytes() for path, file in self._files()}
+
+    def mend(self) -> None:
+        """Cut off the line that a killed process left half written: the next one would be appended to it, and lost.
+
+        Raises:
+            StorageError: it cannot be cut.
+        """
+        torn = {path: data for path, data in self.read().items() if _is_lines(path) and not data.endswith(b"\n")}
+        with self._translated("mend"):
+            for path, file in list(self._files()):
+                if path in torn:
+                    _truncate(file, torn[path].rfind(b"\n") + 1)
 
     def lay(self, contents: Contents) -> None:
         """Put exactly these files in place, each whole or not at all, and no others of this conversation.
@@ -75,15 +93,13 @@ class Transcript:
         Raises:
             StorageError: they cannot be written.
         """
-        try:
+        with self._translated("lay"):
             for path, file in list(self._files()):
                 if path not in contents:
                     file.unlink()
             targets = dict(self._files())
             for path, data in contents.items():
                 _write_whole(targets.get(path, self._home_of(path)), data)
-        except OSError as exc:
-            raise StorageError(f"cannot lay the conversation under {self.projects}: {exc.strerror or exc}") from exc
 
     def cut(self, marks: Mapping[str, Mark]) -> None:
         """Cut every file back to its mark, and take away those that have none.
@@ -91,14 +107,21 @@ class Transcript:
         Raises:
             StorageError: they cannot be cut.
         """
-        try:
+        with self._translated("cut back"):
             for path, file in list(self._files()):
                 if path not in marks:
                     file.unlink()
                 elif file.stat().st_size > marks[path].length:
-                    os.truncate(file, marks[path].length)
+                    _truncate(file, marks[path].length)
+
+    @contextmanager
+    def _translated(self, work: str) -> Generator[None]:
+        try:
+            yield
         except OSError as exc:
-            raise StorageError(f"cannot cut the conversation back in {self.projects}: {exc.strerror or exc}") from exc
+            raise StorageError(
+                f"cannot {work} conversation {self.session_id} under {self.projects}: {exc.strerror or exc}"
+            ) from exc
 
     def _home_of(self, path: str) -> Path:
         return self.home / self.session_id / path if path else self.home / f"{self.session_id}.jsonl"
@@ -118,6 +141,18 @@ class Transcript:
                 for file in sorted(side.rglob("*")):
                     if file.is_file() and not file.is_symlink():
                         yield file.relative_to(side).as_posix(), file
+
+
+def _is_lines(path: str) -> bool:
+    return path == MAIN or path.endswith(".jsonl")
+
+
+def _truncate(file: Path, length: int) -> None:
+    # Claude Code takes an empty conversation for one that another process has just begun.
+    if length:
+        os.truncate(file, length)
+    else:
+        file.unlink()
 
 
 def _write_whole(file: Path, data: bytes) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
+from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import SessionConflict, SessionNotFound
 from channelcoder_flows.journal import EVENT, Created, Event, Journal
 from channelcoder_flows.storage.base import JournalStorage, check_name
@@ -74,20 +74,12 @@ class OpenSession:
             SessionConflict: another writer was first; nothing was written.
             StorageError: the store could not write.
         """
-        write = asyncio.ensure_future(
-            self.storage.append(self.name, events, expect=self.journal.seq, deltas=deltas or {})
-        )
-        cancelled: asyncio.CancelledError | None = None
-        while not write.done():
-            try:
-                await asyncio.wait([write])
-            except asyncio.CancelledError as exc:
-                cancelled = exc  # half-known is worse than late: the journal here and there must agree
-        write.result()
+        await to_the_end(self._append(events, deltas or {}))
+
+    async def _append(self, events: tuple[Event, ...], deltas: Mapping[str, bytes]) -> None:
+        await self.storage.append(self.name, events, expect=self.journal.seq, deltas=deltas)
         for event in events:
             self.journal.apply(event)
-        if cancelled:
-            raise cancelled
 
     async def delta(self, sha256: str) -> bytes:
         """Return one transcript delta. Raises `JournalDamaged` when it is missing or damaged."""
