@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect.exceptions import MissingFlowError
+from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 
 from channelcoder_flows.config import Settings
@@ -206,7 +206,8 @@ def load_flow(entrypoint: str) -> Flow[..., Any]:
     except ChannelCoderError:
         raise
     except Exception as exc:
-        raise FlowNotFound(f"{file} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+        cause = exc.user_exc if isinstance(exc, ScriptError) else exc
+        raise FlowNotFound(f"{file} cannot be loaded: {type(cause).__name__}: {cause}") from exc
 
 
 def flow_parameters(
