@@ -8,7 +8,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check format bench docs clean
+.PHONY: help demo test torture check format bench docs recording clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,6 +37,9 @@ bench: $(READY) ## The measurements behind the README's numbers
 
 docs: $(READY) ## Check that the pages hold together
 	$(BIN)/pytest tests/unit/test_docs.py $(ARGS)
+
+recording: $(READY) ## Make the README's picture of the demo anew
+	$(BIN)/python -m channelcoder_flows.demo.record docs/demo.svg
 
 clean: ## Remove what the other targets made
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage*

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from channelcoder_flows.cli import output
 from channelcoder_flows.cli.options import Verbose
 from channelcoder_flows.errors import NotLoggedIn, UsageError
 
@@ -26,7 +25,7 @@ async def demo(
     yes: Annotated[bool, Parameter(name=("-y", "--yes"), help="With --live: do not ask.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Play the demo. Nothing of the user's own is touched; `live` leaves its conversation in Claude Code's directory."""
+    """Play the demo. Nothing of the user's is touched; `live` leaves its conversation in Claude Code's directory."""
     from rich.console import Console
 
     from channelcoder_flows.demo.screen import Screen

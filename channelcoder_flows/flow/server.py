@@ -1,12 +1,14 @@
 """A Prefect server of our own for one run, when none is configured.
 
-Prefect's embedded one outlives a flow that is killed; this one dies with its owner.
+Prefect's embedded one outlives a flow that is killed; this one dies with its owner. Several runs can share one:
+`python -m channelcoder_flows.flow.server` prints its URL, and serves until standard input ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -51,6 +53,9 @@ async def prefect_server(say: Callable[[str], None]) -> AsyncGenerator[str]:
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
     finally:
+        # It reads no standard input, so to close that and wait would only take time.
+        with suppress(ProcessLookupError):
+            os.kill(int(server.ident.id), signal.SIGTERM)
         await server.end()
         drain.cancel()
 
@@ -81,3 +86,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def _serve() -> None:
+    async with prefect_server(lambda line: None) as url:
+        print(url, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
