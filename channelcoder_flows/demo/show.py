@@ -286,4 +286,5 @@ def _try_next(screen: Screen, kept: Path | None, *, live: bool) -> None:
 
 def _last(child: Child) -> str:
     """Return the last thing a process said."""
-    return next((line for line in reversed(child.lines) if line.strip()), "it said nothing")
+    last = next((line for line in reversed(child.lines) if line.strip()), "it said nothing")
+    return last.removeprefix("channelcoder: ")

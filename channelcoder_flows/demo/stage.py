@@ -77,23 +77,16 @@ class Stage:
         return kept | inside | more
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a short command in the project.
-
-        Raises:
-            FlowError: it is not installed.
-        """
-        try:
-            return subprocess.run(
-                argv, cwd=self.project, env=self.environment(), capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError as exc:
-            raise FlowError(f"the demo needs {argv[0]}, which is not installed") from exc
+        """Run a short command in the project."""
+        return subprocess.run(
+            argv, cwd=self.project, env=self.environment(), capture_output=True, text=True, check=False
+        )
 
     def git(self, *arguments: str) -> str:
         """Run git in the project; return what it prints.
 
         Raises:
-            FlowError: git is not installed, or fails.
+            FlowError: git fails.
         """
         done = self.run("git", *arguments)
         if done.returncode:
@@ -104,7 +97,7 @@ class Stage:
         """Write the project, as a git repository with one commit.
 
         Raises:
-            FlowError: git is not installed, or fails.
+            FlowError: git fails.
         """
         shutil.copytree(HERE / "project", self.project, ignore=shutil.ignore_patterns("__pycache__"))
         for folder in ("home", "tmp"):
@@ -122,8 +115,11 @@ def staged(*, live: bool, keep: Path | None) -> Generator[Stage]:
 
     Raises:
         UsageError: `keep` is there already.
-        FlowError: what failed; the message ends with where everything is.
+        FlowError: a program is missing; or what failed, and then the message ends with where everything is.
     """
+    for program in ("git", "python3"):
+        if shutil.which(program) is None:
+            raise FlowError(f"the demo needs {program}: install it, then run the demo again")
     if keep is None:
         root = Path(tempfile.mkdtemp(prefix="channelcoder-demo-"))
     else:

@@ -92,6 +92,18 @@ def test_an_interrupted_demo_leaves_nothing(newcomer: dict[str, str], tmp_path: 
         assert left_in(newcomer) == []
 
 
+def test_a_failing_demo_says_what_failed_and_keeps_it(newcomer: dict[str, str], tmp_path: Path) -> None:
+    """When a step cannot run, one line says why and where everything is to be found."""
+    env = {**newcomer, "CHANNELCODER_CLAUDE_PATH": str(tmp_path / "no-such-claude")}
+    run = subprocess.run(DEMO, env=env, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert "no-such-claude is not a program that can be run" in line
+    (kept,) = re.findall(r"\(kept to look at: (.+)\)$", line)
+    assert (Path(kept) / "project" / "fix.py").exists()
+    assert wait_until_gone(tmp_path) == []
+
+
 def test_live_without_a_login_says_so(newcomer: dict[str, str]) -> None:
     """`--live` without key and login is refused in one line that says what to do, before anything runs."""
     run = subprocess.run([*DEMO, "--live", "--yes"], env=newcomer, capture_output=True, text=True, timeout=60)
