@@ -17,12 +17,16 @@ from types import FrameType
 
 __all__ = ["main"]
 
+STDIN = "/dev/stdin"
+"""What `-` stands for."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (by default the process's own arguments) and return its exit code."""
     from channelcoder_flows.cli import failure, output
 
-    words = list(sys.argv[1:] if argv is None else argv)
+    # A lone dash looks like a flag to the parser.
+    words = [STDIN if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]
     terminated = False
 
     def terminate(number: int, frame: FrameType | None) -> None:

@@ -26,7 +26,7 @@ def report(exc: BaseException, argv: Sequence[str], *, interrupted: int) -> int:
             output.close()
             return BROKEN_PIPE
         case SystemExit():
-            return exc.code if isinstance(exc.code, int) else 1
+            return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
         case KeyboardInterrupt() | Interrupted():
             data = _data("interrupted", str(exc) or "interrupted", interrupted, retryable=True)
         case InputError():

@@ -84,8 +84,7 @@ async def _unless_interrupted(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError as exc:
-        way_on = "`channelcoder flow resume SESSION` goes on (`channelcoder session list` names it)"
-        raise Interrupted(str(exc) or f"interrupted: finished turns are kept, and {way_on}") from None
+        raise Interrupted(str(exc) or "interrupted: every finished turn is kept") from None
 
 
 def _print(report: FlowReport, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from channelcoder_flows.arguments import step_of
-from channelcoder_flows.cli import output
+from channelcoder_flows.cli import STDIN, output
 from channelcoder_flows.cli.failure import Interrupted
 from channelcoder_flows.cli.options import NO_FLAGS, PROMPT, TurnFlags, is_file
 from channelcoder_flows.config import Settings
@@ -27,8 +27,6 @@ from channelcoder_flows.session import Session
 from channelcoder_flows.step import check_continues
 from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.turn import StreamChunk, TurnRequest, TurnResult
-
-STDIN = "-"
 
 Source = Annotated[
     str | None,

@@ -173,7 +173,8 @@ async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
 def _failed(exc: BaseException, running: Running) -> BaseException:
     sessions = list(running.run.sessions)
     if isinstance(exc, asyncio.CancelledError):
-        return exc
+        way_on = f"; to go on from there: {resume_command(sessions[-1])}" if sessions else ""
+        return asyncio.CancelledError(f"interrupted: every finished turn is kept{way_on}")
     said = exc.message if isinstance(exc, ChannelCoderError) else f"{type(exc).__name__}: {exc}"
     if not sessions:
         return (

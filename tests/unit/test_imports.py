@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ HEAVY = ("prefect", "docker", "git", "claude_agent_sdk", "sqlalchemy")
 LIGHT = [
     ["-c", "import channelcoder_flows"],
     ["-c", "import channelcoder_flows.config as config; config.load_settings()"],
+    ["-m", "channelcoder_flows", "--help"],
+    ["-m", "channelcoder_flows", "session", "list"],
+    ["-m", "channelcoder_flows", "run", "Start", "--dry-run"],
+    ["-m", "channelcoder_flows", "prompt", "check", "README.md"],
 ]
 """What must load none of them, as arguments of Python."""
 
@@ -30,6 +35,17 @@ def test_light_start(argv: list[str]) -> None:
     loaded = loaded_modules(argv)
     assert "channelcoder_flows" in loaded
     assert not {name for name in loaded if name.split(".")[0] in HEAVY}
+
+
+def test_help_is_quick() -> None:
+    """`channelcoder --help` costs less than a quarter of a second of CPU."""
+    costs: list[float] = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "channelcoder_flows", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(costs) < 0.25
 
 
 def test_import_does_no_work() -> None:
