@@ -26,7 +26,7 @@ check: $(READY) ## Format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
