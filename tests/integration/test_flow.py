@@ -560,6 +560,49 @@ async def test_a_cancelled_flow_can_be_resumed(scripted_model: Model) -> None:
     assert (report.result, report.turns, model.paid("Plan")) == ("built", 1, 1)
 
 
+FEATURE = f"{Path(__file__).parents[2] / 'flows' / 'feature.py'}:feature"
+
+
+def feature_script(*, passed: bool) -> list[dict[str, Any]]:
+    """Return what the model says to the example flow."""
+    plan = {"outcome": "done", "summary": "Fold accents.", "steps": ["fold", "test"]}
+    finding = {"file": "search.py", "line": 3, "severity": "nit", "text": "a longer name"}
+    answers = {
+        "Plan this ticket": plan,
+        "Build the plan": {"summary": "Folded.", "files": ["search.py"]},
+        "The tests failed": {"summary": "Mended.", "files": ["search.py"]},
+        "Run `make test`": {"passed": passed, "failures": "" if passed else "test_accents: é != e"},
+        "Review the change": {"approved": True, "summary": "Good.", "findings": [finding]},
+    }
+    return [{"when": when, "reply": {"output": output}} for when, output in answers.items()]
+
+
+async def test_the_example_flow_delivers(scripted_model: Model) -> None:
+    """Plan, implement, test and review share a session, and the review leaves it as it is."""
+    model = scripted_model(feature_script(passed=True))
+    report = await run(FEATURE, ticket="Search ignores accents", name="search")
+    assert (report.result["outcome"], report.result["summary"], report.turns) == ("approved", "Good.", 4)
+    assert report.result["details"][0]["file"] == "search.py"
+    kept = await journal("feature-search")
+    assert [turn.step.key for turn in kept.turns] == ["plan", "implement", "test"]
+    review = model.requests[-1]
+    assert "You are a reviewer who did not write this code" in review.system
+    assert {"Edit", "Write"}.isdisjoint(review.tools)
+    assert "Fold accents." in str(review.messages)
+
+
+async def test_the_example_flow_mends_what_the_tests_show(scripted_model: Model) -> None:
+    """Failing tests go back to Claude as often as `rounds` says; then the flow gives up before the review."""
+    model = scripted_model(feature_script(passed=False))
+    report = await run(FEATURE, ticket="Search ignores accents", name="search", rounds="2")
+    assert (report.result["outcome"], report.result["summary"]) == ("tests_fail", "test_accents: é != e")
+    kept = await journal("feature-search")
+    steps = ["plan", "implement", "test", "implement#2", "test#2", "implement#3", "test#3"]
+    assert [turn.step.key for turn in kept.turns] == steps
+    assert "test_accents: é != e" in kept.turns[3].prompt
+    assert (model.paid("Build the plan"), model.paid("The tests failed"), model.paid("Review")) == (1, 2, 0)
+
+
 @pytest.mark.parametrize(
     ("entrypoint", "message"),
     [
