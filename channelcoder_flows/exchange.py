@@ -117,7 +117,7 @@ class _Reader:
         elif kind == "user":
             for block in _blocks(entry):
                 if block.get("type") == "tool_result" and not block.get("is_error"):
-                    call = block.get("tool_use_id")
+                    call = str(block.get("tool_use_id"))
                     if call in self.calls:
                         self.output, self.output_given = self.calls[call], True
 
@@ -211,6 +211,7 @@ def _number(value: Any) -> float:
 
 def _time(entry: dict[str, Any]) -> datetime:
     try:
-        return datetime.fromisoformat(str(entry["timestamp"]))
+        at = datetime.fromisoformat(str(entry["timestamp"]))
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
     except (KeyError, ValueError):
         return datetime.now(UTC)

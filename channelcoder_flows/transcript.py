@@ -155,8 +155,15 @@ def _truncate(file: Path, length: int) -> None:
         file.unlink()
 
 
+def _make_private(folder: Path) -> None:
+    # `mkdir(parents=True)` makes only the last one private.
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _write_whole(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(file.parent)
     new = file.with_name(f".{file.name}.{os.getpid()}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:

@@ -128,8 +128,9 @@ class HostProcess:
             return
         try:
             await self.close_stdin()
-            await self._end_gently()
+            await self._wait_a_little()
             await asyncio.to_thread(_end_all, self.ident)
+            await self._wait_a_little()
         finally:
             let_go, self._let_go = self._let_go, None
             # The watcher ends on a line; were we killed before this, the pipe's end alone makes it sweep.
@@ -138,14 +139,9 @@ class HostProcess:
             os.close(let_go)
             self._reader.cancel()
 
-    async def _end_gently(self) -> None:
-        for ask in (None, signal.SIGTERM, signal.SIGKILL):
-            if ask is not None:
-                with suppress(ProcessLookupError):
-                    self._process.send_signal(ask)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), GRACE)
-                return
+    async def _wait_a_little(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), GRACE)
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
