@@ -29,6 +29,7 @@ from .conftest import wait_until_gone
 
 pytestmark = pytest.mark.xdist_group("prefect")
 ROOT = Path(__file__).parents[2]
+PREFECT = ("-m", "prefect", "--no-prompt")
 TICK = 5
 """Seconds between two ticks, instead of a day."""
 
@@ -53,20 +54,26 @@ class Project:
         self.plan["deployments"][0]["schedules"] = [{"interval": TICK}]
         self.file.write_text(yaml.safe_dump(self.plan))
 
-    def prefect(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            argv = [sys.executable, "-m", "prefect", "--no-prompt", *command]
-            return subprocess.Popen(argv, cwd=self.folder, env=self.env, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     async def call(self, *command: str) -> None:
-        process = self.prefect(*command)
+        process = self.start(*command)
         assert await asyncio.to_thread(process.wait, 120) == 0, self.log.read_text()
 
     @asynccontextmanager
     async def deployed(self, client: PrefectClient) -> AsyncGenerator[DeploymentResponse]:
         """Deploy as deployments/README.md says, and take it back in the end, so that no further tick comes."""
-        await self.call("work-pool", "create", "--type", "process", "--overwrite", "claude")
-        await self.call("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+        await self.call(*PREFECT, "work-pool", "create", "--type", "process", "--overwrite", "claude")
+        await self.call(*PREFECT, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
         deployment = await client.read_deployment_by_name("feature/backlog")
         try:
             yield deployment
@@ -76,7 +83,7 @@ class Project:
     @asynccontextmanager
     async def worker(self) -> AsyncGenerator[None]:
         """Run a worker; it drains and ends on SIGTERM."""
-        worker = self.prefect("worker", "start", "--pool", "claude")
+        worker = self.start(*PREFECT, "worker", "start", "--pool", "claude")
         try:
             yield
         finally:
@@ -84,15 +91,17 @@ class Project:
             await asyncio.to_thread(worker.wait, 60)
 
 
-async def wait_for_runs(client: PrefectClient, deployment: Any, state: str, count: int, log: Path) -> list[FlowRun]:
-    """Wait until so many of the deployment's runs are in a state."""
+async def wait_for_runs(
+    client: PrefectClient, deployment: DeploymentResponse, state: str, count: int, log: Path, *, bad: str = "Failed"
+) -> list[FlowRun]:
+    """Wait until so many of the deployment's runs are in a state, and none in a bad one."""
     of_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
     seen: list[FlowRun] = []
     try:
         async with asyncio.timeout(120):
             while True:
                 seen = await client.read_flow_runs(deployment_filter=of_it)
-                assert not [run for run in seen if run.state_name in ("Failed", "Crashed")], log.read_text()
+                assert not [run for run in seen if run.state_name == bad], log.read_text()
                 if len(found := [run for run in seen if run.state_name == state]) >= count:
                     return found
                 await asyncio.sleep(0.2)
@@ -124,6 +133,33 @@ async def test_ticks_of_the_deployment_run(
     assert wait_until_gone(tmp_path) == []
 
 
+async def test_a_killed_tick_is_resumed(
+    tmp_path: Path, scripted_model: Callable[[Any], ScriptedModel], claude_env: dict[str, str], prefect_api: str
+) -> None:
+    """A tick killed in its turn is marked as crashed, the next one says how to resume it, and that command does."""
+    nothing = {"outcome": "no_change", "summary": "The backlog is empty.", "steps": []}
+    model = scripted_model([{"when": "Plan this ticket", "reply": {"hold": "gate", "output": nothing}}])
+    project = Project(tmp_path / "project", claude_env, prefect_api)
+    store = FileSessionStorage(claude_env["CHANNELCODER_SESSION_DIR"])
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        async with get_client() as client, project.worker(), project.deployed(client) as deployment:
+            await asyncio.to_thread(model.wait_for, "Plan this ticket", timeout=120)
+            killed = Journal(await store.read("feature-backlog")).run
+            assert killed is not None
+            os.kill(int(killed.owner.split("/")[1]), signal.SIGKILL)
+            await wait_for_runs(client, deployment, "Crashed", 1, project.log, bad="Completed")
+            failed = await wait_for_runs(client, deployment, "Failed", 1, project.log, bad="Completed")
+    assert failed[0].state is not None
+    assert "go on with `channelcoder flow resume feature-backlog`" in str(failed[0].state.message)
+    model.release("gate")
+    await project.call("-m", "channelcoder_flows", "flow", "resume", "feature-backlog")
+    kept = Journal(await store.read("feature-backlog"))
+    assert {key: run.status for key, run in kept.runs.items()} == {killed.run: "completed"}
+    assert killed.run.startswith(f"{deployment.id}@")
+    assert (len(kept.turns), model.paid()) == (1, 1)
+    assert wait_until_gone(tmp_path) == []
+
+
 async def test_the_form_explains_itself(tmp_path: Path, claude_env: dict[str, str], prefect_api: str) -> None:
     """What Prefect's UI makes its form from has a type and a description for each parameter, defaults and limits."""
     project = Project(tmp_path / "project", claude_env, prefect_api)
@@ -151,3 +187,14 @@ async def test_the_form_explains_itself(tmp_path: Path, claude_env: dict[str, st
     assert limit is not None
     assert options is not None
     assert (limit.limit, options.collision_strategy.value) == (1, "CANCEL_NEW")
+
+
+async def test_the_crash_automation_is_understood(tmp_path: Path, claude_env: dict[str, str], prefect_api: str) -> None:
+    """Prefect takes deployments/crashed.yaml as it stands."""
+    project = Project(tmp_path / "project", claude_env, prefect_api)
+    await project.call(*PREFECT, "automation", "create", "--from-file", "deployments/crashed.yaml")
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        async with get_client() as client:
+            (automation,) = await client.read_automations_by_name("A run without a heartbeat has crashed")
+            await client.delete_automation(automation.id)
+    assert automation.actions[0].type == "change-flow-run-state"
