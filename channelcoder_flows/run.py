@@ -162,10 +162,11 @@ class Run:
             first = same_name[0] if same_name else open_steps[0]
             if self.on_diverged != "rerun":
                 raise self._diverged(session, name, first, digest, changed=bool(same_name))
-            kept = [step for step in recorded if step.first < first.first]
-            key = next_key(name, kept)
+            # From the first that was not asked for: a step that the flow has no more goes too.
+            start = min(step.first for step in open_steps)
+            key = next_key(name, [step for step in recorded if step.first < start])
             matched[key] = self.asked_by()
-            return Match(StepRef(run=self.key, key=key), rewind_to=min(first.first - 1, len(journal.turns)))
+            return Match(StepRef(run=self.key, key=key), rewind_to=min(start - 1, len(journal.turns)))
         key = found.key if found else next_key(name, recorded)
         matched[key] = self.asked_by()
         return Match(StepRef(run=self.key, key=key), found)

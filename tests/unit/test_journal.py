@@ -1,0 +1,259 @@
+"""A session is the fold of its events: whatever happened to it, in whatever order, it adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelcoder_flows.errors import UsageError
+from channelcoder_flows.journal import (
+    EVENT,
+    EVENTS,
+    Attach,
+    Created,
+    Event,
+    Failed,
+    FileMark,
+    Intent,
+    Interactive,
+    Journal,
+    Moved,
+    Rewind,
+    SessionState,
+    Started,
+    Totals,
+    Turn,
+    deltas_of,
+)
+from channelcoder_flows.places.spec import ProcessIdent
+from channelcoder_flows.step import fork_session, rewind_event
+from channelcoder_flows.storage.memory import MemorySessionStorage
+from channelcoder_flows.storage.open_session import OpenSession
+from channelcoder_flows.turn import Message
+
+AT = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+class Writer:
+    """Writes what can happen to a session, numbering what has to be told apart."""
+
+    def __init__(self) -> None:
+        self.journal = Journal([Created(name="s", session_id="c0")])
+        self.count = 0
+
+    def _next(self) -> int:
+        self.count += 1
+        return self.count
+
+    @property
+    def session_id(self) -> str:
+        return self.journal.session_id or ""
+
+    def _mark(self, number: int) -> tuple[FileMark, ...]:
+        return (FileMark(path="", length=number, sha256=f"{number:064x}"),)
+
+    def turn(self) -> None:
+        n = self._next()
+        self.journal.apply(Intent(turn_id=f"t{n}", session_id=self.session_id, prompt=f"ask {n}"))
+        process = ProcessIdent(host="h", id="1", started="1", marker="m")
+        self.journal.apply(Started(turn_id=f"t{n}", process=process))
+        assert self.journal.process == process
+        self.journal.apply(
+            Turn(
+                turn_id=f"t{n}",
+                session_id=self.session_id,
+                prompt=f"ask {n}",
+                text=f"answer {n}",
+                cost_usd=1.0,
+                started=AT,
+                files=self._mark(n),
+                delta=f"d{n}",
+            )
+        )
+
+    def failed(self) -> None:
+        n = self._next()
+        self.journal.apply(Intent(turn_id=f"t{n}", session_id=self.session_id, prompt=f"ask {n}"))
+        self.journal.apply(Failed(turn_id=f"t{n}", error="died", message="m", prompt="p", cost_usd=0.25, tail=f"x{n}"))
+
+    def failed_but_kept(self) -> None:
+        n = self._next()
+        self.journal.apply(
+            Failed(turn_id=f"t{n}", error="died", message="m", prompt="p", files=self._mark(n), delta=f"d{n}")
+        )
+
+    def typed(self) -> None:
+        n = self._next()
+        message = Message(role="user", content=f"typed {n}", timestamp=AT, session_id=self.session_id)
+        self.journal.apply(
+            Interactive(
+                session_id=self.session_id, messages=(message,), cost_usd=0.5, files=self._mark(n), delta=f"d{n}"
+            )
+        )
+
+    def attached(self) -> None:
+        n = self._next()
+        self.journal.apply(Attach(session_id=f"c{n}", files=self._mark(n), delta=f"d{n}"))
+
+    def moved(self) -> None:
+        self.journal.apply(Moved(session_id=f"c{self._next()}"))
+
+    def rewound(self) -> None:
+        self.journal.apply(rewind_event(self.journal, self._next() % (len(self.journal.turns) + 1)))
+
+
+ACTS: tuple[Callable[[Writer], None], ...] = (
+    Writer.turn,
+    Writer.turn,
+    Writer.failed,
+    Writer.failed_but_kept,
+    Writer.typed,
+    Writer.attached,
+    Writer.moved,
+    Writer.rewound,
+)
+HISTORIES = st.lists(st.sampled_from(ACTS), max_size=25)
+
+
+def written(history: list[Callable[[Writer], None]]) -> Journal:
+    """Return the journal of what happened."""
+    writer = Writer()
+    for act in history:
+        act(writer)
+    return writer.journal
+
+
+def shape(journal: Journal) -> dict[str, Any]:
+    """Return all that a journal adds up to."""
+    return {
+        "messages": journal.messages,
+        "turns": journal.turns,
+        "entries": journal.entries,
+        "mark": journal.mark,
+        "session_id": journal.session_id,
+        "chain": journal.chain,
+        "deltas": journal.deltas(),
+        "totals": journal.totals,
+        "intent": journal.intent,
+    }
+
+
+@given(HISTORIES)
+def test_totals_are_the_fold(history: list[Callable[[Writer], None]]) -> None:
+    """What `session list` shows without reading answers is what the answers add up to."""
+    journal = written(history)
+    assert journal.totals.messages == len(journal.messages)
+    assert journal.totals.turns == len(journal.turns)
+    spent = sum(getattr(event, "cost_usd", 0.0) for event in journal.events)
+    assert journal.totals.cost_usd == spent
+    totals = Totals()
+    for event in journal.events:
+        totals = totals.after(event)
+    assert totals == journal.totals
+    assert journal.totals.last_active == journal.events[-1].at
+
+
+@given(HISTORIES)
+def test_a_journal_survives_its_json(history: list[Callable[[Writer], None]]) -> None:
+    """Events read back from a store, one by one or as a whole session, are the same session."""
+    journal = written(history)
+    again = Journal(EVENT.validate_json(EVENT.dump_json(event)) for event in journal.events)
+    assert shape(again) == shape(journal)
+    assert EVENTS.validate_json(EVENTS.dump_json(tuple(journal.events))) == tuple(journal.events)
+    state = SessionState.model_validate_json(journal.state({"d": b"\xff"}).model_dump_json())
+    assert shape(Journal(state.journal)) == shape(journal)
+    assert (state.deltas, state.metadata.message_count) == ({"d": b"\xff"}, len(journal.messages))
+    assert state.current_session_id == journal.session_id == journal.chain[-1]
+
+
+@given(HISTORIES, st.integers(0, 30))
+def test_a_rewind_goes_back_exactly(history: list[Callable[[Writer], None]], number: int) -> None:
+    """After a rewind the session is what it was right after that turn, under a new id; the events stay."""
+    journal = written(history)
+    to = number % (len(journal.turns) + 1)
+    then = Journal()
+    for entry in journal.entries_to(to):
+        then.apply(entry)
+    before = list(journal.events)
+    journal.apply(rewind_event(journal, to))
+    assert (journal.messages, journal.turns, journal.mark) == (then.messages, then.turns, then.mark)
+    assert journal.deltas() == then.deltas()
+    assert journal.session_id not in {getattr(event, "session_id", None) for event in before}
+    assert journal.events[:-1] == before
+    with pytest.raises(UsageError, match="no turn"):
+        rewind_event(journal, to + 1)
+
+
+async def forked(journal: Journal, at: int | None) -> Journal:
+    """Fork a session in memory whose deltas are just their names."""
+
+    class Named(MemorySessionStorage):
+        async def delta(self, name: str, sha256: str) -> bytes:
+            return sha256.encode()
+
+        async def append(self, name: str, events: Any, *, expect: int, deltas: Any = None) -> int:
+            assert {delta for event in events for delta in deltas_of(event)} <= set(deltas or {})
+            return await super().append(name, events, expect=expect)
+
+    fork = await fork_session(OpenSession(Named(), "s", journal), "f", at=at)
+    return fork.journal
+
+
+@given(HISTORIES, st.none() | st.integers(0, 30))
+async def test_a_fork_is_what_was_said(history: list[Callable[[Writer], None]], number: int | None) -> None:
+    """A fork has the words up to its turn, all of them unless one is named; its id is its own, and it cost nothing."""
+    journal = written(history)
+    at = None if number is None else number % (len(journal.turns) + 1)
+    fork = await forked(journal, at)
+    kept = journal.entries if at is None else journal.entries_to(at)
+    assert [entry.delta for entry in fork.entries] == [entry.delta for entry in kept]
+    assert fork.deltas() == (journal.deltas() if at is None else Journal(kept).deltas())
+    if at is None:
+        assert fork.messages == journal.messages
+        assert fork.mark == journal.mark
+    assert fork.session_id not in journal.chain
+    assert fork.totals.cost_usd == 0
+    assert (fork.totals.messages, fork.totals.turns) == (len(fork.messages), len(fork.turns))
+    assert fork.created is not None
+    assert fork.created.forked_from is not None
+    assert (fork.name, fork.created.forked_from.name) == ("f", "s")
+
+
+def test_an_intent_is_open_until_its_own_ending() -> None:
+    """Only the ending of that very turn closes an intent."""
+    writer = Writer()
+    writer.journal.apply(Intent(turn_id="open", session_id="c0", prompt="p"))
+    writer.journal.apply(Failed(turn_id="another", error="died", message="m", prompt="p"))
+    assert writer.journal.intent is not None
+    writer.journal.apply(Failed(turn_id="open", error="died", message="m", prompt="p"))
+    assert (writer.journal.intent, writer.journal.process) == (None, None)
+
+
+def test_numbers_of_turns() -> None:
+    """A turn's number is its place in the conversation, its sequence number its place in the journal."""
+    writer = Writer()
+    writer.turn()
+    writer.failed()
+    writer.turn()
+    first, second = writer.journal.turns
+    assert [writer.journal.number_of(turn) for turn in (first, second)] == [1, 2]
+    assert [writer.journal.seq_of(turn) for turn in (first, second)] == [4, 9]
+    writer.journal.apply(rewind_event(writer.journal, 1))
+    assert (writer.journal.number_of(second), writer.journal.seq_of(second)) == (0, 9)
+
+
+def test_every_kind_of_event_is_told_apart() -> None:
+    """The line of each event says its kind, so that a reader of another language can tell."""
+    events: list[Event] = [
+        Rewind(to=0, session_id="c", message_count=0),
+        Moved(session_id="c"),
+        Created(name="s", session_id="c"),
+    ]
+    assert [event.kind for event in events] == ["rewind", "moved", "session"]
+    for event in events:
+        assert type(EVENT.validate_json(EVENT.dump_json(event))) is type(event)
