@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -158,6 +158,30 @@ async def test_a_killed_tick_is_resumed(
     assert killed.run.startswith(f"{deployment.id}@")
     assert (len(kept.turns), model.paid()) == (1, 1)
     assert wait_until_gone(tmp_path) == []
+
+
+async def test_a_tick_cancelled_in_prefect_is_taken_back(
+    tmp_path: Path, scripted_model: Callable[[Any], ScriptedModel], claude_env: dict[str, str], prefect_api: str
+) -> None:
+    """Cancelling a run from Prefect ends its turn, leaves no process, and the session can go on."""
+    model = scripted_model(
+        [{"when": "Plan this ticket", "reply": {"hold": "gate", "text": "never"}}, {"reply": "Hello."}]
+    )
+    project = Project(tmp_path / "project", claude_env, prefect_api)
+    store = FileSessionStorage(claude_env["CHANNELCODER_SESSION_DIR"])
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        async with get_client() as client, project.worker(), project.deployed(client) as deployment:
+            await asyncio.to_thread(model.wait_for, "Plan this ticket", timeout=120)
+            (running,) = await wait_for_runs(client, deployment, "Running", 1, project.log)
+            await client.pause_deployment(deployment.id)
+            await client.set_flow_run_state(running.id, State(type=StateType.CANCELLING))
+            async with asyncio.timeout(60):
+                while (await client.read_flow_run(running.id)).state_name != "Cancelled":
+                    await asyncio.sleep(0.2)
+    assert wait_until_gone(tmp_path) == []
+    await project.call("-m", "channelcoder_flows", "run", "-p", "Are you there?", "--load-session", "feature-backlog")
+    kept = Journal(await store.read("feature-backlog"))
+    assert ([turn.text for turn in kept.turns], kept.intent) == (["Hello."], None)
 
 
 async def test_the_form_explains_itself(tmp_path: Path, claude_env: dict[str, str], prefect_api: str) -> None:
