@@ -16,7 +16,7 @@ from pathlib import Path
 
 from channelcoder_flows import transcript as files
 from channelcoder_flows.errors import JournalDamaged, SessionNotFound, TurnError
-from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs
+from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs, without
 from channelcoder_flows.journal import Attach, Failed, FileMark, Intent, Interactive, Moved, Turn
 from channelcoder_flows.places.base import Place
 from channelcoder_flows.storage.open_session import OpenSession
@@ -115,8 +115,8 @@ class Conversation:
     ) -> None:
         """Record a failed attempt, with its tail, and cut the transcript back to where it stood before.
 
-        With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there. It stays
-        too where a person typed into the same conversation meanwhile: their words are never cut.
+        With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there. Where a
+        person typed into the same conversation meanwhile, their words stay, and ours too if theirs build on them.
         """
         ours, typed = self.part(contents, intent.turn_id)
         deltas: dict[str, bytes] = {}
@@ -124,7 +124,8 @@ class Conversation:
         if typed:
             spent = max(0.0, (ours.total_cost or 0.0) - total_before) if ours else 0.0
             await self.session.append(_failure(intent, error, ours, spent, tail), deltas=deltas)
-            await self._join_typed(contents, typed, total_before + spent)
+            where = where or self._transcript(intent.session_id)
+            await self._join_typed(await self._take_out(intent, contents, typed, where), typed, total_before + spent)
             return
         spent = max(0.0, last_total_cost(contents.get(MAIN, b"")) - total_before)
         failed = _failure(intent, error, ours, spent, tail)
@@ -139,6 +140,17 @@ class Conversation:
             await asyncio.to_thread(cut.cut, marks_before)
         if not kept:
             await self.place.rollback(intent.snapshot)
+
+    async def _take_out(self, intent: Intent, contents: Contents, typed: list[Exchange], where: Transcript) -> Contents:
+        """Take a failed attempt out from among what a person typed; else Claude would go on from the later of both."""
+        start = self._main_mark().length
+        main = contents[MAIN]
+        left = main[:start] + without(main[start:], intent.turn_id, [exchange.turn_id for exchange in typed])
+        if left == main or await asyncio.to_thread(where.read) != contents:
+            return contents  # the person types on at this very moment
+        contents = {**contents, MAIN: left}
+        await asyncio.to_thread(where.lay, contents)
+        return contents
 
     async def lay(self) -> Contents:
         """Bring the transcript to where the journal stands, and return it: the next turn can start."""
@@ -199,11 +211,13 @@ class Conversation:
     async def _join_typed(self, contents: Contents, typed: list[Exchange], total_before: float) -> None:
         session_id = self.session.journal.session_id or ""
         deltas: dict[str, bytes] = {}
+        # Of two processes at once the dearer one counts: their totals begin from the same sum.
+        totals = total_costs(contents[MAIN][self._main_mark().length :])
+        spent = max(0.0, max(totals, default=0.0) - total_before)
         marks, delta = self.added(contents, deltas)
         messages: list[Message] = []
         for exchange in typed:
             messages.extend(exchange.messages(session_id))
-        spent = max(0.0, last_total_cost(contents[MAIN]) - total_before)
         await self.session.append(
             Interactive(session_id=session_id, messages=tuple(messages), cost_usd=spent, files=marks, delta=delta),
             deltas=deltas,

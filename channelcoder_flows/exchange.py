@@ -8,7 +8,7 @@ result; a `<synthetic>` assistant entry is an API error; `cost-state` lines carr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
@@ -83,6 +83,35 @@ def total_costs(data: bytes) -> list[float]:
     """Return the running totals in US dollars that a transcript, or the end of one, holds: one a process that ended."""
     lines = (_entry(line) for line in data.splitlines() if COST_STATE in line)
     return [_number(entry.get("totalCostUSD")) for entry in lines if entry.get("type") == "cost-state"]
+
+
+def without(data: bytes, turn_id: str, typed: Collection[str]) -> bytes:
+    """Return a transcript's end without the message `turn_id` and all that hangs on it.
+
+    What a person typed (messages of these ids) stays, with its answers and whatever it builds on.
+    """
+    links = [(data[start:end], *_links(entry)) for start, end, entry in _entries(data)]
+    parents = {message: parent for _, message, parent, _ in links if message}
+    built_on: set[str] = set()
+    for message in typed:
+        while (message := parents.get(message, "")) and message not in built_on:
+            built_on.add(message)
+    ours = {turn_id}
+    kept: list[bytes] = []
+    for line, message, parent, leaf in links:
+        if message in typed or not ours & {message, parent, "" if leaf in built_on else leaf}:
+            kept.append(line)
+            continue
+        if message:
+            ours.add(message)
+        if message in built_on:
+            kept.append(line)
+    return b"".join(kept)
+
+
+def _links(entry: dict[str, Any]) -> tuple[str, str, str]:
+    message, parent, leaf = (entry.get(key) for key in ("uuid", "parentUuid", "leafUuid"))
+    return str(message or ""), str(parent or ""), str(leaf or "")
 
 
 class _Reader:

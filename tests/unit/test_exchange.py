@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs
+from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs, without
 from channelcoder_flows.turn import Usage
 
 AT = "2026-11-22T15:16:42.346Z"
@@ -188,6 +188,20 @@ def test_running_totals() -> None:
     assert last_total_cost(line("cost-state", totalCostUSD="dear")) == 0.0
 
 
+def test_taking_out_a_failed_attempt() -> None:
+    """Its message and all that hangs on it go; what a person typed beside it stays, and keeps what it builds on."""
+    theirs = asked("Typed", turn_id="u2", parentUuid="root") + answered(text("2"), id="m2", parentUuid="u2")
+    ours = asked("Ours", parentUuid="root") + line("attachment", uuid="x", parentUuid="u1")
+    ours += answered(text("No."), id="m1", parentUuid="x") + line("last-prompt", leafUuid="a-m1")
+    head, tail = theirs.splitlines(keepends=True), ours.splitlines(keepends=True)
+    mixed = tail[0] + head[0] + tail[1] + head[1] + b"".join(tail[2:])
+    assert without(mixed, "u1", ["u2"]) == theirs
+    built_on = ours + asked("Typed", turn_id="u2", parentUuid="a-m1")
+    assert without(built_on, "u1", ["u2"]) == built_on
+    beside = theirs.replace(b"root", b"u1")
+    assert without(tail[0] + beside + b"".join(tail[1:]), "u1", ["u2"]) == tail[0] + beside
+
+
 WHOLE = (
     QUEUED + asked("One") + answered(text("1")) + cost(0.1) + QUEUED + asked("Two", turn_id="u2") + answered(text("2"))
 )
@@ -227,6 +241,7 @@ def test_strange_lines_do_no_harm(entries: list[Any]) -> None:
         assert exchange.ended >= datetime.min.replace(tzinfo=UTC)
     last_total_cost(data)
     total_costs(data)
+    assert without(data, "nobody's", []) == data
 
 
 def test_a_strange_result_and_time() -> None:
