@@ -7,6 +7,7 @@ Prefect's embedded one outlives a flow that is killed; this one dies with its ow
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from channelcoder_flows.errors import FlowError
@@ -24,6 +27,9 @@ from channelcoder_flows.places.host import HostPlace
 
 START_LIMIT = 90.0
 """Seconds a Prefect server may take to start (13 the first time, with its migrations; 5 after)."""
+
+DRAIN_LIMIT = 5.0
+"""Seconds for what Prefect still has to tell its server when a run ends."""
 
 
 @asynccontextmanager
@@ -53,11 +59,20 @@ async def prefect_server(say: Callable[[str], None]) -> AsyncGenerator[str]:
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
     finally:
+        await _tell_the_rest()
         # It reads no standard input, so to close that and wait would only take time.
         with suppress(ProcessLookupError):
             os.kill(int(server.ident.id), signal.SIGTERM)
         await server.end()
         drain.cancel()
+
+
+async def _tell_the_rest() -> None:
+    """Let Prefect send what it still has for the server; at exit it would wait for one that is gone."""
+    for service in (EventsWorker, APILogWorker):
+        waiting = service.drain_all(timeout=DRAIN_LIMIT, at_exit=False)
+        if inspect.isawaitable(waiting):
+            await waiting
 
 
 async def _wait_until_healthy(url: str, server: Process) -> None:
