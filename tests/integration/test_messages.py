@@ -207,7 +207,7 @@ def test_interrupted_in_a_flow(project: Path, scripted_model: Start) -> None:
     model = scripted_model([{"when": "Plan", "reply": "Planned."}, {"reply": {"hold": "gate", "text": "Built."}}])
     (project / "two.py").write_text(TWO_TURNS)
     process = start("flow", "run", "two.py:two", cwd=project)
-    model.wait_for("Build")
+    model.wait_for("Build", timeout=120)  # a new PREFECT_HOME has its migrations to do first
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
