@@ -6,10 +6,12 @@ import asyncio
 import difflib
 import inspect
 import json
+import logging
 import re
 import typing
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +148,12 @@ async def resume_flow(
 async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Running, say: Say) -> FlowReport:
     try:
         async with prefect_server(say):
-            token = given_running.set(running)
-            try:
-                result = await _call(flow, parameters)
-            finally:
-                given_running.reset(token)
+            with _one_line_errors():
+                token = given_running.set(running)
+                try:
+                    result = await _call(flow, parameters)
+                finally:
+                    given_running.reset(token)
     except (Exception, asyncio.CancelledError) as exc:
         raise _failed(exc, running) from exc
     finally:
@@ -162,6 +165,25 @@ async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Ru
         cost_usd=running.cost_usd,
         turns=running.turns,
     )
+
+
+@contextmanager
+def _one_line_errors() -> Generator[None]:
+    """Keep Prefect from printing a traceback for what is no bug: our errors say all in one line."""
+
+    def without_traceback(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], ChannelCoderError):
+            record.exc_info = None
+        return True
+
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    for logger in loggers:
+        logger.addFilter(without_traceback)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(without_traceback)
 
 
 async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:

@@ -87,6 +87,7 @@ async def _take(
     step = step_of(prompt_of(_from_root(prompt)), arguments)
     settings = load_settings(cwd=cwd)
     held = _session_of(session, storage, cwd, step, running)
+    await running.hold(held.opened)
     opened = await held.opened_for(step)
     around = Surroundings(
         settings=settings,
