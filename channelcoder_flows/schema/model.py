@@ -110,7 +110,10 @@ class Declared(BaseModel):
     declared: ClassVar[JsonSchema] = {}
 
     @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | None:
+        # Pydantic asks for the None, too, that stands where an optional mapping was left out.
+        if self is None:  # pyright: ignore[reportUnnecessaryComparison]
+            return None
         data = handler(self)
         for name, field in type(self).model_fields.items():
             if _ABSENT in field.metadata and name not in self.model_fields_set:

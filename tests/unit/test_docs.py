@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from channelcoder_flows.config import ENVIRONMENT, KEYS, PERSONAL
+
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!\\)!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -46,3 +48,13 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_there_are_pages() -> None:
     """The check above has something to look at."""
     assert "CONTRIBUTING.md" in pages()
+
+
+def test_every_setting_is_explained() -> None:
+    """docs/settings.md names each setting, the variables that set it, and whether a project may."""
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert rows.keys() == set(KEYS)
+    for key, variables in ENVIRONMENT.items():
+        assert all(f"`{variable}`" in rows[key] for variable in variables)
+        assert (f"| `{key}` * |" in rows[key]) == (key in PERSONAL)

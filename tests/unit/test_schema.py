@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
@@ -247,6 +247,7 @@ short_types = st.recursive(
 
 
 @given(short_types, json_values)
+@example({"b?": {"a": "string"}}, {})
 def test_the_model_and_the_schema_agree(kind, value):
     """What the CLI is told and what is checked afterwards are the same, for any type and any value."""
     schema = json_schema({"v": kind})
