@@ -23,6 +23,7 @@ _NUMBER = re.compile(r"-?\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 # An escape is a part of its own outside quotes too, so a quote that never closes is searched for only once.
 _PART = re.compile(r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|\\.|===|==|!==|!=|\?|:|[^"'?:=!\\]++|.""", re.DOTALL)
 _ESCAPE = re.compile(r"""\\([{}"'])""")
+_ESCAPED_BRACE = re.compile(r"\\(\$?\{)")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "undefined": None}
 _MISSING: Any = object()
 
@@ -32,6 +33,7 @@ def render(text: str, values: Mapping[str, Any], *, declared: Collection[str] | 
 
     With `declared`, only names that start at a declared one are placeholders and every other brace is left exactly
     as it is. Without it, ChannelCoder's rules hold: any name is a placeholder, and one without a value is empty.
+    In what is left, an escaped brace loses its backslash wherever it stands.
 
     A text is put in as it is, `None` and what is missing as nothing, `True` as `true`, mappings and lists as
     compact JSON. In a condition an empty text, 0, `False` and `None` are false; an empty list is true.
@@ -41,7 +43,7 @@ def render(text: str, values: Mapping[str, Any], *, declared: Collection[str] | 
         if escaped := match["escaped"]:
             return escaped[1:]
         filled = _evaluate(match["expression"].strip(), values, declared)
-        return match[0] if filled is None else filled
+        return _ESCAPED_BRACE.sub(r"\1", match[0]) if filled is None else filled
 
     return _BRACES.sub(fill, text)
 

@@ -4,7 +4,7 @@ import string
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from channelcoder_flows.template import placeholders, render
@@ -112,6 +112,8 @@ def test_text_without_braces_is_untouched(text):
 
 
 @given(st.text("{}$\\\"'?:=! ab.\n", max_size=200))
+@example("{\\{}")
+@example("{a ? \\{b} : c}")
 def test_any_text_renders(text):
     """There is no text that cannot be rendered, and with nothing declared only escapes change."""
     render(text, {"a": 1, "b": {"a": "x"}})
