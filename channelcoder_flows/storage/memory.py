@@ -101,13 +101,12 @@ class MemorySessionStorage:
     ) -> AsyncGenerator[None]:
         """Hold a lock of that name, in this process and on this event loop."""
         lock = self._locks.setdefault(name, asyncio.Lock())
-        if lock.locked():
-            if wait == 0:
-                raise busy(name, wait)
-            if on_wait:
-                on_wait()
+        if lock.locked() and wait != 0 and on_wait:
+            on_wait()
         try:
-            await asyncio.wait_for(lock.acquire(), wait)
+            # Not `wait_for`: with 0 that gives up before it has tried, on a free lock too.
+            async with asyncio.timeout(wait):
+                await lock.acquire()
         except TimeoutError:
             raise busy(name, wait) from None
         try:

@@ -332,6 +332,14 @@ async def gives_up_waiting(storage: JournalStorage) -> None:
         await refused(SessionBusy, take(0.02))
 
 
+async def takes_a_free_lock_at_once(storage: JournalStorage) -> None:
+    """With `wait=0` a free lock is taken, time and again; a held one is `SessionBusy` and stays its holder's."""
+    for _ in range(2):
+        async with storage.lock("s", wait=0):
+            held = storage.lock("s", wait=0)
+            await refused(SessionBusy, held.__aenter__())
+
+
 async def frees_a_lock_however_its_work_ends(storage: JournalStorage) -> None:
     """A lock is free after an error in its holder, and after one who waited for it was cancelled."""
     waiting = asyncio.Event()
@@ -426,6 +434,7 @@ JOURNAL_CONTRACTS: Final = (
     says_the_nearest_names,
     locks_one_at_a_time,
     gives_up_waiting,
+    takes_a_free_lock_at_once,
     frees_a_lock_however_its_work_ends,
 )
 """What a store that appends promises besides: `async (JournalStorage) -> None` each."""
