@@ -202,10 +202,13 @@ async def run_turn(
     client = ClaudeSDKClient(options, transport=transport)
     listener = _Listener(on_chunk)
     clock = _Clock(request.options)
+    limit = asyncio.timeout(clock.left())
     try:
-        async with asyncio.timeout(clock.left()) as limit:
+        async with limit:
             await _exchange(client, request.prompt, turn_id, listener, clock, limit)
-    except TimeoutError:
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise _died(exc, listener, transport.process) from exc
         await _interrupt(client)
         raise clock.error(listener) from None
     except asyncio.CancelledError:
@@ -214,6 +217,13 @@ async def run_turn(
     except ClaudeSDKError as exc:
         if listener.result is None:
             raise _died(exc, listener, transport.process) from exc
+    except Exception as exc:
+        # The SDK says so with a bare Exception when the CLI does not answer its first words (within a minute).
+        if not str(exc).startswith("Control request timeout"):
+            raise
+        raise TurnStalled(
+            "Claude Code started and said nothing for a minute: try again", retryable=True, text=listener.text()
+        ) from exc
     finally:
         await to_the_end(_close(client, transport.process))
     return listener.answer(request, transport.process)

@@ -86,7 +86,7 @@ class Conversation:
             prompt=intent.prompt,
             text=text,
             output=ours.output if intent.structured else None,
-            cost_usd=0.0 if ours.total_cost is None else max(0.0, ours.total_cost - before),
+            cost_usd=max(0.0, ours.total_cost - before) if ours.total_cost is not None else self._estimate(ours),
             cost_estimated=ours.total_cost is None,
             usage=ours.usage,
             started=intent.at,
@@ -112,23 +112,25 @@ class Conversation:
         *,
         keep: bool = False,
         where: Transcript | None = None,
+        total: float | None = None,
     ) -> None:
         """Record a failed attempt, with its tail, and cut the transcript back to where it stood before.
 
         With `keep`, what Claude had done stays in the conversation, and the next attempt goes on from there. Where a
         person typed into the same conversation meanwhile, their words stay, and ours too if theirs build on them.
+        `total` is the conversation's running total in US dollars, where it is known from elsewhere than the transcript.
         """
         ours, typed = self.part(contents, intent.turn_id)
         deltas: dict[str, bytes] = {}
         marks, tail = self.added(contents, deltas) if contents else ((), None)
         if typed:
             spent = max(0.0, (ours.total_cost or 0.0) - total_before) if ours else 0.0
-            await self.session.append(_failure(intent, error, ours, spent, tail), deltas=deltas)
+            await self.session.append(failure(intent, error, ours, spent, tail), deltas=deltas)
             where = where or self._transcript(intent.session_id)
             await self._join_typed(await self._take_out(intent, contents, typed, where), typed, total_before + spent)
             return
-        spent = max(0.0, last_total_cost(contents.get(MAIN, b"")) - total_before)
-        failed = _failure(intent, error, ours, spent, tail)
+        spent = max(0.0, (last_total_cost(contents.get(MAIN, b"")) if total is None else total) - total_before)
+        failed = failure(intent, error, ours, spent, tail)
         kept = keep and ours is not None and tail is not None
         if kept:
             failed = failed.model_copy(update={"tail": None, "files": marks, "delta": tail})
@@ -233,6 +235,12 @@ class Conversation:
         ours = next((exchange for exchange in found if exchange.turn_id == turn_id), None)
         return ours, [e for e in found if e is not ours and not self._known_failure(e)]
 
+    def _estimate(self, exchange: Exchange) -> float:
+        """Return what an exchange may have cost, by what the session's turns on the same model did; 0 without any."""
+        known = [t for t in self.session.journal.turns if t.model == exchange.model and not t.cost_estimated]
+        weight = sum(_weight(turn.usage) for turn in known)
+        return sum(turn.cost_usd for turn in known) * _weight(exchange.usage) / weight if weight else 0.0
+
     def _total_before(self, contents: Contents) -> float:
         return last_total_cost(contents.get(MAIN, b"")[: self._main_mark().length])
 
@@ -243,6 +251,16 @@ class Conversation:
         return any(
             isinstance(event, Failed) and event.turn_id == exchange.turn_id for event in self.session.journal.events
         )
+
+
+def _weight(usage: Usage) -> float:
+    # The proportions of Anthropic's list prices are the same for every model: an output token costs five input ones.
+    return (
+        usage.input_tokens
+        + 5 * usage.output_tokens
+        + 0.1 * usage.cache_read_input_tokens
+        + 1.25 * usage.cache_creation_input_tokens
+    )
 
 
 async def attach(place: Place, session_id: str) -> tuple[Attach, dict[str, bytes]]:
@@ -262,11 +280,13 @@ async def attach(place: Place, session_id: str) -> tuple[Attach, dict[str, bytes
     return Attach(session_id=session_id, files=marks, delta=delta), deltas
 
 
-def _failure(intent: Intent, error: TurnError, ours: Exchange | None, spent: float, tail: str | None) -> Failed:
+def failure(intent: Intent, error: TurnError, ours: Exchange | None, spent: float, tail: str | None) -> Failed:
+    """Return a failed attempt as an event; `spent` is US dollars, `tail` the delta of what is taken back."""
     return Failed(
         turn_id=intent.turn_id,
         step=intent.step,
         error=error.kind,
+        raised=type(error).__name__,
         message=error.message,
         retryable=error.retryable,
         retry_after=error.retry_after,

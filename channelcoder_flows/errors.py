@@ -79,6 +79,8 @@ class ChannelCoderError(Exception):
 
     exit_code: int = 1
     """What a command ends with on this error."""
+    answer: str = ""
+    """Claude's whole answer, paid for, where what failed came after it."""
 
     def __init__(self, message: str = "", /, **data: Any) -> None:
         """Keep `message` (one line: what happened and what to do next) and `data` as attributes."""
@@ -216,8 +218,6 @@ class StorageError(ChannelCoderError):
     """The store cannot be read or written."""
 
     exit_code = 4
-    text: str = ""
-    """What Claude had answered, where it was the answer that could not be kept."""
 
 
 class PlaceError(ChannelCoderError):

@@ -141,6 +141,7 @@ class Failed(EventBase):
     turn_id: str
     step: StepRef = StepRef()
     error: str = Field(description="The kind of error, as `TurnError.kind`.")
+    raised: str = Field(default="TurnError", description="The error's class, for a flow that is told of it again.")
     message: str
     retryable: bool = False
     retry_after: float | None = None

@@ -15,24 +15,31 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
+from channelcoder_flows.config import OnUnfinished, Settings, load_settings
 from channelcoder_flows.errors import RunTakenOver, SessionBusy, SessionDiverged, SessionUnfinished, UsageError
-from channelcoder_flows.journal import Attach, Journal, Rewind, StepRef, Turn
+from channelcoder_flows.journal import Attach, Failed, Intent, Journal, Rewind, StepRef, Turn
 from channelcoder_flows.journal import Run as RunEvent
+from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.open_session import OpenSession
 
 OnDiverged = Literal["fail", "keep", "rerun"]
-OnUnfinished = Literal["fail", "resume", "new"]
 Asker = tuple[str, ...]
 """Who asks for a step: the flow and the subflows it is asked in, outermost first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A step's turns in the journal, oldest first, and the number of the session's turn that the first one is."""
+    """What the journal has of a step."""
 
     key: str
-    turns: tuple[Turn, ...]
     first: int
+    """The number of the session's turn that its first one is, or would have been."""
+    digest: Mapping[str, str]
+    turns: tuple[Turn, ...] = ()
+    """Its turns, oldest first; none where it failed, and the flow went on without it."""
+    failed: Failed | None = None
+    passed_over: bool = False
+    """The run did something else in the session after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class _Done:
 
     position: int
     number: int
-    event: Turn | Rewind | Attach
+    event: Turn | Failed | Rewind | Attach
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,8 @@ class Match:
     recorded: Recorded | None = None
     rewind_to: int | None = None
     """Go back to the end of this turn first: the step is to be run again."""
+    as_recorded: bool = False
+    """What was recorded counts, whatever the prompt says now."""
 
 
 async def _hold_nothing(session: OpenSession) -> None:
@@ -84,6 +93,12 @@ class Run:
         self.parameters = dict(parameters or {})
         self.on_diverged: OnDiverged = on_diverged
         self.on_unfinished: OnUnfinished = on_unfinished
+        self.settings: Settings | None = None
+        """What holds for its turns and sessions; None: what is found where each of them is."""
+        self.cost_usd = 0.0
+        """US dollars spent by this process, failed attempts included."""
+        self.turns = 0
+        """Turns paid for by this process."""
         self.sessions: dict[str, str] = {}
         """The sessions this run has entered: name to store URL."""
         self.hold = _hold_nothing
@@ -99,8 +114,17 @@ class Run:
             for key in [key for key, path in asked.items() if asker in path]:
                 del asked[key]
 
-    def enter(self, name: str, store: str, journal: Journal) -> list[RunEvent]:
+    def count(self, cost_usd: float, *, turns: int = 0) -> None:
+        """Add up what this process spent."""
+        self.cost_usd += cost_usd
+        self.turns += turns
+
+    def enter(
+        self, name: str, store: str, journal: Journal, *, on_unfinished: OnUnfinished | None = None
+    ) -> list[RunEvent]:
         """Take part in a session; return what is to be appended before the first turn.
+
+        `on_unfinished` is what to do, this once, when the session's last run did not end; the run's own unless given.
 
         Raises:
             SessionUnfinished: its last run did not end, and this one may neither go on from there nor begin anew.
@@ -113,23 +137,23 @@ class Run:
             return []
         last = journal.run
         if known is None and last is not None and last.status != "completed":
-            self._face_unfinished(name, last)
+            self._face_unfinished(name, store, last, on_unfinished or self.on_unfinished)
         self.sessions[name] = store
         return [self.event("started")]
 
-    def _face_unfinished(self, name: str, last: RunEvent) -> None:
-        if self.on_unfinished == "fail":
+    def _face_unfinished(self, name: str, store: str, last: RunEvent, policy: OnUnfinished) -> None:
+        if policy == "fail":
             raise SessionUnfinished(
-                f"the last run of session {name!r} did not end: go on with `channelcoder flow resume {quoted(name)}`, "
+                f"the last run of session {name!r} did not end: go on with `{resume_command(name, store)}`, "
                 "or begin anew with on_unfinished=new",
                 name=name,
                 run_key=last.run,
             )
-        if self.on_unfinished == "resume":
+        if policy == "resume":
             if self.sessions:
                 raise SessionUnfinished(
                     f"session {name!r} belongs to an unfinished run, and this one has begun already: go on with "
-                    f"`channelcoder flow resume {quoted(name)}`",
+                    f"`{resume_command(name, store)}`",
                     name=name,
                     run_key=last.run,
                 )
@@ -156,7 +180,7 @@ class Run:
         matched = self._matched.setdefault(session, {})
         open_steps = [step for step in recorded if step.key not in matched]
         same_name = [step for step in open_steps if base_of(step.key) == name]
-        exact = next((step for step in same_name if step.turns[0].digest == dict(digest)), None)
+        exact = next((step for step in same_name if step.digest == dict(digest)), None)
         found = exact or (same_name[0] if same_name and self.on_diverged == "keep" else None)
         if found is None and open_steps and self.on_diverged != "keep":
             first = same_name[0] if same_name else open_steps[0]
@@ -169,14 +193,37 @@ class Run:
             return Match(StepRef(run=self.key, key=key), rewind_to=min(start - 1, len(journal.turns)))
         key = found.key if found else next_key(name, recorded)
         matched[key] = self.asked_by()
-        return Match(StepRef(run=self.key, key=key), found)
+        return Match(StepRef(run=self.key, key=key), found, as_recorded=found is not None and found is not exact)
 
     def _recorded(self, journal: Journal) -> list[Recorded]:
-        steps: dict[str, list[tuple[int, Turn]]] = {}
-        for done in self._history(journal):
-            if isinstance(done.event, Turn):
-                steps.setdefault(done.event.step.key, []).append((done.number, done.event))
-        return [Recorded(key, tuple(turn for _, turn in turns), turns[0][0]) for key, turns in steps.items()]
+        """Return the run's steps in a session, oldest first.
+
+        A step that only failed is one of them when the flow went on without it: a resumed flow is told so again. One
+        that the flow died of is not: it is to be run again.
+        """
+        history = self._history(journal)
+        intents = {event.turn_id: event for event in journal.events if isinstance(event, Intent)}
+        steps: dict[str, list[_Done]] = {}
+        for done in history:
+            if isinstance(done.event, Turn | Failed):
+                steps.setdefault(done.event.step.key, []).append(done)
+        found: list[Recorded] = []
+        for key, tries in steps.items():
+            turns = [done for done in tries if isinstance(done.event, Turn)]
+            last, first = tries[-1], (turns or tries)[0]
+            passed_over = any(done.position > last.position and done.event.step.key != key for done in history)
+            if turns or passed_over:
+                found.append(
+                    Recorded(
+                        key,
+                        first=first.number if turns else first.number + 1,
+                        digest=dict(_digest_of(first.event, intents)),
+                        turns=tuple(done.event for done in turns if isinstance(done.event, Turn)),
+                        failed=last.event if isinstance(last.event, Failed) else None,
+                        passed_over=passed_over,
+                    )
+                )
+        return found
 
     def has_done(self, journal: Journal, step: StepRef) -> bool:
         """Return whether an operation of the flow is in the journal: a resumed flow does not repeat it."""
@@ -197,7 +244,7 @@ class Run:
                 dropped, live = live[event.to :], live[: event.to]
                 if event.step.run != self.key and dropped:
                     history = [done for done in history if done.position < dropped[0]]
-            if not isinstance(event, Turn | Rewind | Attach) or event.step.run != self.key:
+            if not isinstance(event, Turn | Failed | Rewind | Attach) or event.step.run != self.key:
                 continue
             if not (isinstance(event, Turn) and event.inherited):
                 history.append(_Done(position, len(live), event))
@@ -207,7 +254,7 @@ class Run:
         self, session: str, name: str, found: Recorded, digest: Mapping[str, str], *, changed: bool
     ) -> SessionDiverged:
         ways = (
-            f"go on with what was recorded: `channelcoder flow resume {quoted(session)} --keep`; "
+            f"go on with what was recorded: `{resume_command(session, self.sessions.get(session, ''))} --keep`; "
             "or run again from there: `--rerun`"
         )
         if not changed:
@@ -216,18 +263,13 @@ class Run:
                 name=session,
                 step=name,
             )
-        old = found.turns[0].digest
-        parts = tuple(part for part in digest if old.get(part) != digest[part])
+        parts = tuple(part for part in digest if found.digest.get(part) != digest[part])
         return SessionDiverged(
             f"step {found.key!r} of session {session!r} was changed since it ran ({', '.join(parts)}): {ways}",
             name=session,
             step=found.key,
             changed=parts,
         )
-
-    def forget(self, session: str, step: StepRef) -> None:
-        """Let a step that failed be asked for again by this same execution."""
-        self._matched.get(session, {}).pop(step.key, None)
 
     def operation(self, session: str, name: str) -> StepRef:
         """Return the step of a fork, rewind or the like: the n-th of its kind in a session is the same in each try."""
@@ -264,6 +306,12 @@ def current_run() -> Run | None:
     return next((run for find in _find if (run := find()) is not None), None)
 
 
+def _digest_of(event: Turn | Failed | Rewind | Attach, intents: Mapping[str, Intent]) -> Mapping[str, str]:
+    if isinstance(event, Failed):
+        return intents[event.turn_id].digest if event.turn_id in intents else {}
+    return event.digest if isinstance(event, Turn) else {}
+
+
 def base_of(key: str) -> str:
     """Return the step's name without its count: `test` of `test#2`."""
     return re.sub(r"#\d+$", "", key)
@@ -284,6 +332,15 @@ def check_step_name(name: str) -> str:
     if not name.strip() or "#" in name or "~" in name:
         raise UsageError(f"{name!r} cannot be a step's key: use a word without # and ~")
     return name
+
+
+def resume_command(session: str, store: str) -> str:
+    """Return the command that resumes the run which a session belongs to.
+
+    `store` is the URL of the session's store; the command names it unless it is the one that is used anyway.
+    """
+    elsewhere = store and store != open_storage(load_settings().store).url
+    return f"channelcoder flow resume {quoted(session)}" + (f" --store {quoted(store)}" if elsewhere else "")
 
 
 def quoted(text: str) -> str:

@@ -1,7 +1,7 @@
 """Runs a step: prompt and inputs in, a recorded turn out. Knows no Prefect.
 
 The order of things is what makes a turn safe. Under the session's lock: bring conversation and journal in step, look
-whether the run has this step already, append the intent, run the CLI, append the turn. Without it: judge the output.
+whether the run has this step already, append the intent, run the CLI, append the turn, judge the output.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from channelcoder_flows.config import Settings, child_environment
-from channelcoder_flows.conversation import Conversation
+from channelcoder_flows import errors
+from channelcoder_flows.config import OnUnfinished, Settings, child_environment
+from channelcoder_flows.conversation import Conversation, failure
 from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import (
     ChannelCoderError,
     OutputInvalid,
+    PlaceError,
     SessionConflict,
     SessionExists,
     SessionRequired,
-    StorageError,
     TurnError,
     UsageError,
 )
@@ -50,15 +51,20 @@ from channelcoder_flows.journal import (
 from channelcoder_flows.places.base import Place, Process
 from channelcoder_flows.places.host import HostPlace
 from channelcoder_flows.prompt import Prompt
-from channelcoder_flows.run import Match, Run, check_step_name, current_run
+from channelcoder_flows.run import Match, Recorded, Run, check_step_name, current_run
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.transcript import MAIN, Contents
 from channelcoder_flows.turn import Outcome, StreamChunk, TurnOptions, TurnRequest, TurnResult, options_from
+
+if TYPE_CHECKING:
+    from channelcoder_flows.claude_code import Answer
 
 GO_ON = "You were interrupted in the middle of this. Go on from where you stood; do not start over."
 NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 OUTPUT_ATTEMPTS = 2
 """Turns of one step until an answer fits its declared output."""
+KEEP_ATTEMPTS = 10
+"""Appends of a turn that others' appends may come before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,8 @@ class Surroundings:
     on_chunk: Callable[[StreamChunk], None] = field(default=lambda chunk: None)
     wait: float | None = None
     """Seconds to wait for a busy session; None: as long as it takes."""
+    on_unfinished: OnUnfinished | None = None
+    """What to do when the session's last run did not end; the run's own unless given."""
 
     def notice(self, text: str) -> None:
         """Say something that is no part of the answer."""
@@ -126,7 +134,7 @@ async def run_step(session: OpenSession, step: Step, around: Surroundings) -> Tu
         SessionDiverged, SessionUnfinished, RunTakenOver: see `run.Run`.
         OutputInvalid: the answers did not fit the declared output; the turns are kept.
         TurnError: the turn ended badly; the session is as it was before, the attempt recorded.
-        StorageError: the turn could not be kept; `text` holds the answer.
+        ChannelCoderError: the turn could not be kept; `answer` holds what Claude said.
     """
     request = step.request(around.settings)
     run = current_run()
@@ -142,34 +150,65 @@ async def _steps_turns(
     one = _TurnOfStep(session, step, request, around, run)
     async with one.locked():
         match = await one.begin()
-        try:
-            turn = match.recorded.turns[-1] if match.recorded else await one.turn(match.step)
-            # Still under the lock: "your answer does not fit" must follow that very answer.
-            return await _judged(one, turn, replayed=match.recorded is not None)
-        except BaseException:
-            one.give_back(match)
-            raise
+        if match.recorded is not None:
+            return await _again(one, match, match.recorded)
+        # Still under the lock: "your answer does not fit" must follow that very answer.
+        return await _answered(one, match.step, OUTPUT_ATTEMPTS)
 
 
-async def _judged(one: _TurnOfStep, turn: Turn, *, replayed: bool) -> TurnResult:
-    """Return the result of a turn whose output is in order; ask once more where it is not."""
-    session, prompt = one.session, one.step.prompt
-    for attempts_left in reversed(range(OUTPUT_ATTEMPTS)):
-        output, problem = _judge(prompt, turn)
-        if not problem:
-            return _result(session, turn, output, replayed=replayed)
-        if not replayed:
-            await session.append(Check(step=turn.step, name="output", passed=False, message=problem))
-        if not attempts_left:
-            raise OutputInvalid(
-                f"step {one.step.name!r}: the answer does not fit the declared output: {problem}",
-                session=session.name,
-                text=turn.text,
-                cost_usd=turn.cost_usd,
-            )
+async def _again(one: _TurnOfStep, match: Match, recorded: Recorded) -> TurnResult:
+    """Return, or raise, what the journal has of a step. One that the run died of with a wrong output goes on."""
+    if not recorded.turns:
+        raise _failure_again(one.session, recorded)
+    turn = recorded.turns[-1]
+    if match.as_recorded:
+        return _result(one.session, turn, turn.output, replayed=True)
+    output, problem = _judge(one.step.prompt, turn)
+    if not problem:
+        return _result(one.session, turn, output, replayed=True)
+    if recorded.passed_over:
+        raise _does_not_fit(one, turn, problem)
+    return await _answered(one, turn.step, OUTPUT_ATTEMPTS - 1, again=problem)
+
+
+async def _answered(one: _TurnOfStep, ref: StepRef, attempts: int, *, again: str = "") -> TurnResult:
+    """Run the step's next turn; ask once more where the answer does not fit the declared output."""
+    if again:
         one.around.notice("the answer does not fit the declared output: asking once more")
-        turn, replayed = await one.turn(turn.step, again=problem), False
-    raise AssertionError("the last attempt returns or raises")
+        ref = ref.model_copy(update={"attempt": ref.attempt + 1})
+    try:
+        turn = await one.turn(ref, again=again)
+    except OutputInvalid:
+        # Claude Code gave up on the form by itself: nothing of that attempt is left to be answered.
+        if attempts < OUTPUT_ATTEMPTS:
+            raise
+        one.around.notice("Claude gave no answer in the declared form: asking once more")
+        return await _answered(one, ref.model_copy(update={"attempt": ref.attempt + 1}), attempts - 1)
+    output, problem = _judge(one.step.prompt, turn)
+    if not problem:
+        return _result(one.session, turn, output, replayed=False)
+    await one.session.append(Check(step=turn.step, name="output", passed=False, message=problem))
+    if attempts <= 1:
+        raise _does_not_fit(one, turn, problem)
+    return await _answered(one, ref, attempts - 1, again=problem)
+
+
+def _does_not_fit(one: _TurnOfStep, turn: Turn, problem: str) -> OutputInvalid:
+    return OutputInvalid(
+        f"step {one.step.name!r}: the answer does not fit the declared output: {problem}",
+        session=one.session.name,
+        text=turn.text,
+        cost_usd=turn.cost_usd,
+    )
+
+
+def _failure_again(session: OpenSession, recorded: Recorded) -> TurnError:
+    """Return the error of a step that the flow went on without; nothing is spent on it again."""
+    failed = recorded.failed
+    assert failed is not None, "a step without turns is there because it failed"
+    raised = getattr(errors, failed.raised, TurnError)
+    kind = raised if isinstance(raised, type) and issubclass(raised, TurnError) else TurnError
+    return kind(failed.message, kind=failed.error, session=session.name, text=failed.text)
 
 
 def _judge(prompt: Prompt, turn: Turn) -> tuple[Any, str]:
@@ -219,11 +258,6 @@ class _TurnOfStep:
         self.place = around.place()
         self.conversation = Conversation(session, self.place, around.notice)
 
-    def give_back(self, match: Match) -> None:
-        """Let the step be asked for again, should it be tried again."""
-        if self.run is not None:
-            self.run.forget(self.session.name, match.step)
-
     def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the session's lock."""
         name, notice = self.session.name, self.around.notice
@@ -245,7 +279,8 @@ class _TurnOfStep:
         started: list[Event] = []
         if self.run is not None:
             await self.run.hold(self.session)
-            started.extend(self.run.enter(self.session.name, self.session.storage.url, journal))
+            name, store, on_unfinished = self.session.name, self.session.storage.url, self.around.on_unfinished
+            started.extend(self.run.enter(name, store, journal, on_unfinished=on_unfinished))
         await self.catch_up()
         check_continues(self.step.prompt, journal)
         if started:
@@ -262,45 +297,60 @@ class _TurnOfStep:
         """Run one turn and record it. Paid work is never dropped: a writer that came between makes it a fork."""
         from channelcoder_flows import claude_code
 
-        journal, request = self.session.journal, self.request
-        cli = claude_code.find_claude(self.around.settings.claude_path)
-        if again:
-            ref = ref.model_copy(update={"attempt": ref.attempt + 1})
-        text = _answer_again(again) if again else self._go_on(ref) or request.prompt
+        claude = claude_code.find_claude(self.around.settings.claude_path)
+        text = _answer_again(again) if again else self._go_on(ref) or self.request.prompt
         contents = await self.conversation.lay()
         total_before = last_total_cost(contents.get(MAIN, b""))
+        intent = await self._intend(ref, text)
+        answer = await self._ask(claude, intent, total_before, resume=bool(contents.get(MAIN)))
+        try:
+            return await self._record(intent, answer, total_before)
+        except ChannelCoderError as exc:
+            exc.answer = answer.text
+            raise
+
+    async def _intend(self, ref: StepRef, text: str) -> Intent:
+        """Make it durable that a turn is about to start."""
         intent = Intent(
             turn_id=str(uuid.uuid4()),
-            session_id=journal.session_id or "",
+            session_id=self.session.journal.session_id or "",
             step=ref,
-            digest=request.digest(),
+            digest=self.request.digest(),
             prompt=text,
             place=self.place.spec,
             cwd=str(self.place.cwd),
             snapshot=await self.place.snapshot("before"),
-            structured=request.output_schema is not None,
-            recovery=request.options.recovery,
+            structured=self.request.output_schema is not None,
+            recovery=self.request.options.recovery,
         )
         await self.session.append(intent)
+        return intent
+
+    async def _ask(self, claude: Path, intent: Intent, total_before: float, *, resume: bool) -> Answer:
+        """Run the CLI. Whatever ends it badly is recorded, however often we are cancelled meanwhile."""
+        from channelcoder_flows import claude_code
 
         async def started(process: Process) -> None:
             await self.session.append(Started(turn_id=intent.turn_id, process=process.ident))
 
         try:
-            answer = await claude_code.run_turn(
+            return await claude_code.run_turn(
                 self.place,
-                request.model_copy(update={"prompt": text}),
-                claude=cli,
+                self.request.model_copy(update={"prompt": intent.prompt}),
+                claude=claude,
                 env=child_environment(self.around.settings, os.environ),
                 session_id=intent.session_id,
                 turn_id=intent.turn_id,
-                resume=bool(contents.get(MAIN)),
+                resume=resume,
                 on_chunk=self.around.on_chunk,
                 on_started=started,
             )
         except BaseException as exc:
             await to_the_end(self._failed(intent, exc, total_before))
             raise
+
+    async def _record(self, intent: Intent, answer: Answer, total_before: float) -> Turn:
+        """Keep the answer, with what the transcript grew by."""
         after = await self.conversation.read()
         ours, typed = self.conversation.part(after, intent.turn_id)
         if ours is None:
@@ -309,16 +359,16 @@ class _TurnOfStep:
                 kind="not-saved",
                 text=answer.text,
             )
-            await self._failed(intent, error, total_before)
+            await self._failed(intent, error, total_before, total=answer.total_cost_usd)
             raise error
         deltas: dict[str, bytes] = {}
         marks, delta = self.conversation.added(after, deltas)
         turn = Turn(
             turn_id=intent.turn_id,
             session_id=intent.session_id,
-            step=ref,
+            step=intent.step,
             digest=intent.digest,
-            prompt=text,
+            prompt=intent.prompt,
             text=answer.text,
             output=answer.output,
             cost_usd=max(0.0, round(answer.total_cost_usd - total_before, 9)),
@@ -333,13 +383,11 @@ class _TurnOfStep:
             files=marks,
             delta=delta,
         )
+        joined: list[Interactive] = []
         if typed:
+            joined = [self.conversation.typed_meanwhile(after, typed, answer.total_cost_usd)]
             self.around.notice(f"{len(typed)} exchange(s) typed into claude during the turn joined the session")
-            await self._keep(
-                turn, self.conversation.typed_meanwhile(after, typed, answer.total_cost_usd), deltas=deltas
-            )
-        else:
-            await self._keep(turn, deltas=deltas)
+        await self._keep(turn, *joined, deltas=deltas)
         return turn
 
     def _go_on(self, ref: StepRef) -> str:
@@ -352,25 +400,42 @@ class _TurnOfStep:
         return ""
 
     async def _keep(self, turn: Turn, *typed: Interactive, deltas: Mapping[str, bytes]) -> None:
-        try:
-            await self.session.append(turn, *typed, deltas=deltas)
-        except SessionConflict:
-            name = f"{self.session.name[:150]}-fork-{turn.turn_id[:8]}"
-            fork = await fork_session(self.session, name)
-            # The two must not go on under one Claude session id.
-            await fork.append(turn, *typed, Moved(session_id=str(uuid.uuid4()), reason="fork"), deltas=deltas)
-            self.around.notice(f"another writer went on with {self.session.name!r}: this turn is kept as {name!r}")
-            self.session.name, self.session.journal = fork.name, fork.journal
-        except StorageError as exc:
-            exc.text = turn.text
-            raise
+        """Append the turn. What others wrote meanwhile goes first, as long as the conversation is the one we had."""
+        session, journal = self.session, self.session.journal
+        events, mark = list(journal.events), dict(journal.mark)
+        for _ in range(KEEP_ATTEMPTS):
+            try:
+                await session.append(turn, *typed, deltas=deltas)
+                return
+            except SessionConflict:
+                await session.refresh()
+            if journal.intent is None or journal.intent.turn_id != turn.turn_id or journal.mark != mark:
+                break
+        ours = OpenSession(session.storage, session.name, Journal(events))
+        await self._keep_as_fork(ours, turn, *typed, deltas=deltas)
 
-    async def _failed(self, intent: Intent, exc: BaseException, total_before: float) -> None:
+    async def _keep_as_fork(
+        self, ours: OpenSession, turn: Turn, *typed: Interactive, deltas: Mapping[str, bytes]
+    ) -> None:
+        name = f"{ours.name[:150]}-fork-{turn.turn_id[:8]}"
+        fork = await fork_session(ours, name)
+        # The two must not go on under one Claude session id.
+        await fork.append(turn, *typed, Moved(session_id=str(uuid.uuid4()), reason="fork"), deltas=deltas)
+        self.around.notice(f"another writer went on with {ours.name!r}: this turn is kept as {name!r}")
+        intent = self.session.journal.intent
+        if intent is not None and intent.turn_id == turn.turn_id:
+            moved = TurnError(f"another writer went on meanwhile: the turn is kept as {name!r}", kind="kept-as-fork")
+            await self.session.append(failure(intent, moved, None, 0.0, None))
+        self.session.name, self.session.journal = fork.name, fork.journal
+
+    async def _failed(
+        self, intent: Intent, exc: BaseException, total_before: float, *, total: float | None = None
+    ) -> None:
         """Record how the attempt ended, and take its words back."""
         error = exc if isinstance(exc, TurnError) else _as_turn_error(exc)
         contents: Contents = await self.conversation.read()
         keep = intent.recovery == "continue" and error.retryable
-        await self.conversation.fail(intent, error, contents, total_before, keep=keep)
+        await self.conversation.fail(intent, error, contents, total_before, keep=keep, total=total)
         if isinstance(exc, TurnError):
             failed = (event for event in reversed(self.session.journal.events) if isinstance(event, Failed))
             exc.session, exc.cost_usd = self.session.name, next(failed).cost_usd
@@ -378,7 +443,7 @@ class _TurnOfStep:
 
 def _as_turn_error(exc: BaseException) -> TurnError:
     if isinstance(exc, ChannelCoderError):
-        return TurnError(exc.message, kind="place")
+        return TurnError(exc.message, kind="place" if isinstance(exc, PlaceError) else "internal")
     if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt):
         return TurnError("the turn was interrupted", kind="interrupted", retryable=True)
     return TurnError(f"{type(exc).__name__}: {exc}", kind="internal")

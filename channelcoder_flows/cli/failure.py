@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from channelcoder_flows.cli import output
-from channelcoder_flows.errors import ChannelCoderError, InputError, StorageError, TurnError, UsageError
+from channelcoder_flows.errors import ChannelCoderError, InputError, TurnError, UsageError
 
 BROKEN_PIPE = 141
 """What a shell reports of a program that wrote to a closed pipe."""
@@ -50,14 +50,14 @@ def report(exc: BaseException, argv: Sequence[str], *, interrupted: int) -> int:
 
 
 def _print_on_stdout(exc: BaseException, data: dict[str, Any], *, as_json: bool) -> None:
-    text = getattr(exc, "text", "")
-    # Paid for and complete, only not kept: not to be lost.
-    complete = isinstance(exc, StorageError) or (isinstance(exc, TurnError) and exc.kind == "not-saved")
+    answer: str = getattr(exc, "answer", "")
+    text: str = answer or getattr(exc, "text", "")
     try:
         if as_json:
             output.line({"error": data | ({"text": text} if text else {})})
-        elif text and complete:
-            output.answer(text)
+        elif answer:
+            # Paid for and complete: not to be lost.
+            output.answer(answer)
         sys.stdout.flush()
     except BrokenPipeError:
         output.close()
