@@ -62,6 +62,7 @@ class Line(NamedTuple):
     """One line, read."""
 
     number: int
+    """From 1; 0: found from the end, and not counted."""
     after: int
     """The number of the event before it."""
     events: bytes
@@ -115,7 +116,7 @@ def is_whole(line: bytes) -> bool:
 def read_tail(descriptor: int, file: Path) -> Tail | None:
     """Return the journal's last whole line from a bounded read of its end; None: there is none yet.
 
-    Only a torn line at the end makes it read more than 4 KiB. It checks no CRC: `read_lines` and `check_tail` do.
+    Only a torn line at the end makes it read more than 4 KiB. It checks no CRC: those who read lines do.
 
     Raises:
         JournalDamaged: the last line has no summary that can be read.
@@ -137,11 +138,54 @@ def read_tail(descriptor: int, file: Path) -> Tail | None:
 
 def check_tail(descriptor: int, tail: Tail, file: Path) -> None:
     """Check the last line's CRC, and that what follows it is torn and not damaged. Raises `JournalDamaged`."""
-    begin = tail.summary.at
-    line = os.pread(descriptor, tail.end - begin, begin)[:-1]
+    if tail.end:
+        _last_line(descriptor, tail, file)
     rest = os.pread(descriptor, os.fstat(descriptor).st_size - tail.end, tail.end)
-    if (line and not is_whole(line)) or is_whole(rest[:-1]):
+    if is_whole(rest[:-1]):
         raise damaged(file)
+
+
+def read_back(descriptor: int, tail: Tail, since: int, file: Path) -> list[Line]:
+    """Return the lines that hold the events after number `since`, found from the last one backwards.
+
+    Each is checked; those before them are not read.
+
+    Raises:
+        JournalDamaged: a line is not what was written, or one is missing.
+        StorageError: a later version wrote it.
+    """
+    check_tail(descriptor, tail, file)
+    lines: list[Line] = []
+    while tail.summary.seq > since:
+        line, before = _last_line(descriptor, tail, file), _tail_before(descriptor, tail, file)
+        lines.append(Line(0, before.summary.seq, _events_in(line), tail.summary))
+        tail = before
+    return lines[::-1]
+
+
+def _last_line(descriptor: int, tail: Tail, file: Path) -> bytes:
+    begin = tail.summary.at
+    line = os.pread(descriptor, max(0, tail.end - begin), begin)[:-1]
+    if not is_whole(line):
+        raise damaged(file)
+    return line
+
+
+def _tail_before(descriptor: int, tail: Tail, file: Path) -> Tail:
+    end = tail.summary.at
+    if end == 0:
+        return NOTHING
+    start = max(0, end - _WINDOW)
+    chunk = os.pread(descriptor, end - start, start)
+    before = Tail(end, _summary(chunk[:-1], file))
+    if chunk[-1:] != b"\n" or before.summary.seq > tail.summary.seq:
+        raise damaged(file)
+    return before
+
+
+def _events_in(line: bytes) -> bytes:
+    told, _, _ = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
+    return told.removeprefix(b'{"events":')
 
 
 def read_lines(data: bytes, file: Path) -> Iterator[Line]:
@@ -159,8 +203,7 @@ def read_lines(data: bytes, file: Path) -> Iterator[Line]:
         summary = _summary(line, file, number)
         if summary.at != at:
             raise damaged(file, number)
-        told, _, _ = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
-        yield Line(number, seq, told.removeprefix(b'{"events":'), summary)
+        yield Line(number, seq, _events_in(line), summary)
         at, seq = at + len(line) + 1, summary.seq
     if is_whole(rest[:-1]):
         raise damaged(file, len(lines) + 1)

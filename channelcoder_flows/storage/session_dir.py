@@ -25,6 +25,7 @@ from channelcoder_flows.storage.journal_file import (
     damaged,
     events_of,
     make_line,
+    read_back,
     read_index,
     read_lines,
     read_tail,
@@ -102,9 +103,17 @@ class SessionDirectory:
             raise
 
     def read(self, since: int = 0) -> tuple[Event, ...]:
-        """Return the events after number `since`. Raises `JournalDamaged`."""
+        """Return the events after number `since`. Raises `JournalDamaged`.
+
+        Only the lines that hold them are read and checked; for 0 that is all of the journal.
+        """
         with self._locked(shared=True) as journal:
-            lines = self._lines(read_from(journal, 0))
+            try:
+                lines = read_back(journal, self._tail(journal), since, self.journal) if since else None
+            except JournalDamaged:
+                lines = None  # reading all of it says which line
+            if lines is None:
+                lines = self._lines(read_from(journal, 0))
         return tuple(self._events(lines, since))
 
     def state(self) -> SessionState:

@@ -80,6 +80,48 @@ class TestNames:
         assert len({directory_name(name) for name in NAMES}) == len(NAMES)
 
 
+class TestReadingOn:
+    """Who has a part of a session reads the rest."""
+
+    @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
+    @settings(deadline=None)
+    def test_reading_on_gives_the_rest(self, batches: list[int], data: st.DataObject):
+        """From any number on, the events after it come back, however many each append held, past renames too."""
+
+        async def check() -> None:
+            with tempfile.TemporaryDirectory() as root:
+                store, name, events = FileSessionStorage(root), "s", list(a_session("s", turns=0))
+                await store.append(name, events, expect=0)
+                for batch in batches:
+                    if batch == 0:
+                        await store.rename(name, name := name + "s")
+                        events[0] = events[0].model_copy(update={"name": name})
+                    added = [a_turn(name, len(events) + n, text="x" * 3000 * n) for n in range(batch)]
+                    await store.append(name, added, expect=len(events))
+                    events += added
+                since = data.draw(st.integers(0, len(events) + 1))
+                assert list(await store.read(name, since=since)) == events[since:]
+
+        asyncio.run(check())
+
+    async def test_reading_on_costs_what_was_added(self, store: FileSessionStorage, monkeypatch: pytest.MonkeyPatch):
+        """A step of a long session reads what is new to it, not every answer that was ever given."""
+        await store.append("s", a_session("s", turns=0), expect=0)
+        for number in range(1, 40):
+            await store.append("s", [a_turn("s", number, text="x" * 50_000)], expect=number)
+        read, pread = [0], os.pread
+
+        def counted(descriptor: int, length: int, offset: int) -> bytes:
+            data = pread(descriptor, length, offset)
+            read[0] += len(data)
+            return data
+
+        monkeypatch.setattr(os, "pread", counted)
+        (last,) = await store.read("s", since=39)
+        assert last == a_turn("s", 39, text="x" * 50_000)
+        assert read[0] < 200_000
+
+
 class TestDamage:
     """Torn and flipped bytes."""
 
@@ -111,17 +153,19 @@ class TestDamage:
         assert len(await store.read("s")) == 2
 
     async def test_every_flipped_bit_of_a_journal_is_found(self, store: FileSessionStorage):
-        """One bit flipped in any byte of a journal, its newlines too, and reading names the file and the line."""
+        """One bit flipped in any byte of a journal, its newlines too, and reading it names the file and the line."""
         journal = await filled(store) / "journal.jsonl"
         whole = journal.read_bytes()
         for position in range(len(whole)):
             flipped = bytearray(whole)
             flipped[position] ^= 1 << position % 8
             journal.write_bytes(flipped)
-            with pytest.raises(JournalDamaged) as caught:
-                await store.read("s")
-            assert caught.value.file == str(journal)
-            assert abs(caught.value.line - whole[:position].count(b"\n") - 1) <= 1
+            line = whole[:position].count(b"\n") + 1
+            for since in range(line):
+                with pytest.raises(JournalDamaged) as caught:
+                    await store.read("s", since=since)
+                assert caught.value.file == str(journal)
+                assert abs(caught.value.line - line) <= 1
 
     async def test_nothing_is_added_to_a_damaged_end(self, store: FileSessionStorage):
         """An append after a damaged last line is refused: a turn is never paid for on top of it."""
