@@ -55,6 +55,7 @@ class ForkOrigin(Frozen):
 
     name: str
     turn: int
+    turn_id: str = Field(default="", description="Which turn that was; empty: none, or an early journal.")
 
 
 class Created(EventBase):
@@ -175,6 +176,7 @@ class Rewind(EventBase):
     message_count: int = Field(ge=0, description="How many messages are left, for the running totals.")
     reason: str = ""
     step: StepRef = StepRef()
+    forked_from: ForkOrigin | None = Field(default=None, description="Of a fork made anew: what follows is from here.")
 
 
 class Moved(EventBase):
@@ -334,6 +336,8 @@ class Journal:
         """The process of that turn."""
         self.totals = Totals()
         self.created: Created | None = None
+        self.origin: ForkOrigin | None = None
+        """What it is a fork of."""
         for event in events:
             self.apply(event)
 
@@ -363,7 +367,7 @@ class Journal:
         self.totals = self.totals.after(event)
         match event:
             case Created():
-                self.created = event
+                self.created, self.origin = event, event.forked_from
                 self._continue_as(event.session_id)
             case Run():
                 self.runs.pop(event.run, None)
@@ -388,6 +392,7 @@ class Journal:
             case Rewind():
                 self._continue_as(event.session_id)
                 self._keep_turns(event.to)
+                self.origin = event.forked_from or self.origin
             case Check():
                 pass
 

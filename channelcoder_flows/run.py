@@ -229,26 +229,38 @@ class Run:
         """Return whether an operation of the flow is in the journal: a resumed flow does not repeat it."""
         return any(done.event.step == step for done in self._history(journal))
 
+    def stands(self, journal: Journal, turn_id: str) -> bool:
+        """Return whether a turn of anyone's is in a session still, but for what the flow itself went back over."""
+        return any(isinstance(done.event, Turn) and done.event.turn_id == turn_id for done in self._standing(journal))
+
     def _history(self, journal: Journal) -> list[_Done]:
-        """Return what this run has done in a session and nobody has undone, oldest first.
+        """Return what this run has done in a session and nobody has undone, oldest first."""
+        return [
+            done
+            for done in self._standing(journal)
+            if done.event.step.run == self.key and not (isinstance(done.event, Turn) and done.event.inherited)
+        ]
+
+    def _standing(self, journal: Journal) -> list[_Done]:
+        """Return what was done in a session, by anyone, and nobody has undone, oldest first.
 
         A turn that the flow itself went back over stays done: a resumed flow asks for it again, and then goes back as
         it did before. What anybody else went back over, and all that came after it, is to be done again.
         """
         live: list[int] = []
-        history: list[_Done] = []
+        standing: list[_Done] = []
         for position, event in enumerate(journal.events):
             if isinstance(event, Turn):
                 live.append(position)
             elif isinstance(event, Rewind):
                 dropped, live = live[event.to :], live[: event.to]
-                if event.step.run != self.key and dropped:
-                    history = [done for done in history if done.position < dropped[0]]
-            if not isinstance(event, Turn | Failed | Rewind | Attach) or event.step.run != self.key:
-                continue
-            if not (isinstance(event, Turn) and event.inherited):
-                history.append(_Done(position, len(live), event))
-        return history
+                if event.forked_from:
+                    standing = []
+                elif event.step.run != self.key and dropped:
+                    standing = [done for done in standing if done.position < dropped[0]]
+            if isinstance(event, Turn | Failed | Rewind | Attach):
+                standing.append(_Done(position, len(live), event))
+        return standing
 
     def _diverged(
         self, session: str, name: str, found: Recorded, digest: Mapping[str, str], *, changed: bool

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from channelcoder_flows import errors
+from channelcoder_flows.branching import fork_session, rewind_event
 from channelcoder_flows.config import OnUnfinished, Settings, child_environment
 from channelcoder_flows.conversation import Conversation, failure
 from channelcoder_flows.ending import to_the_end
@@ -25,24 +26,19 @@ from channelcoder_flows.errors import (
     OutputInvalid,
     PlaceError,
     SessionConflict,
-    SessionExists,
     SessionRequired,
     TurnError,
     UsageError,
 )
 from channelcoder_flows.exchange import as_object, last_total_cost
 from channelcoder_flows.journal import (
-    Attach,
     Check,
-    Created,
     Event,
     Failed,
-    ForkOrigin,
     Intent,
     Interactive,
     Journal,
     Moved,
-    Rewind,
     Started,
     StepRef,
     Turn,
@@ -480,64 +476,3 @@ def check_continues(prompt: Prompt, journal: Journal) -> None:
             f"prompt {prompt.name!r} continues a session, and there is none to continue: "
             "name one with --load-session (or session=), or run the step that begins it first"
         )
-
-
-def rewind_event(journal: Journal, to: int, *, reason: str = "", step: StepRef | None = None) -> Rewind:
-    """Return the event that goes back to the end of turn `to`.
-
-    Raises:
-        UsageError: there is no such turn.
-    """
-    return Rewind(
-        to=check_turn(journal, to),
-        session_id=str(uuid.uuid4()),
-        message_count=journal.message_count(to),
-        reason=reason,
-        step=step or StepRef(),
-    )
-
-
-def check_turn(journal: Journal, number: int) -> int:
-    """Return `number` when the session can go back to the end of that turn.
-
-    Raises:
-        UsageError: there is no such turn.
-    """
-    if not 0 <= number <= len(journal.turns):
-        raise UsageError(f"there is no turn {number} to go back to: the session has {len(journal.turns)}")
-    return number
-
-
-async def fork_session(
-    session: OpenSession, name: str, *, at: int | None = None, step: StepRef | None = None
-) -> OpenSession:
-    """Copy a session up to the end of turn `at` (None: all of it) into a new one, under a new Claude session id.
-
-    Raises:
-        SessionExists: there is a session of that name.
-        UsageError: there is no such turn.
-    """
-    journal = session.journal
-    turn = check_turn(journal, len(journal.turns) if at is None else at)
-    kept = journal.entries if at is None else journal.entries_to(turn)
-    if await session.storage.exists(name):
-        raise SessionExists(f"there is a session {name!r} already: choose another name for the fork", name=name)
-    fork = OpenSession.new(session.storage, name)
-    origin = ForkOrigin(name=session.name, turn=turn)
-    events: list[Event] = [
-        Created(
-            name=name,
-            session_id=journal.chain[0] if kept else fork.session_id,
-            labels=journal.created.labels if journal.created else {},
-            forked_from=origin,
-            step=step or StepRef(),
-        )
-    ]
-    for entry in kept:
-        inherited = {"inherited": True} if isinstance(entry, Turn) else {"cost_usd": 0.0}
-        events.append(entry if isinstance(entry, Attach) else entry.model_copy(update=inherited))
-    if kept:
-        events.append(Moved(session_id=fork.session_id, reason="fork"))
-    names = {entry.delta for entry in kept if entry.delta}
-    await fork.append(*events, deltas={name: await session.delta(name) for name in names})
-    return fork

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channelcoder_flows.branching import fork_session, rewind_event
 from channelcoder_flows.errors import UsageError
 from channelcoder_flows.journal import (
     EVENT,
@@ -31,7 +32,6 @@ from channelcoder_flows.journal import (
     deltas_of,
 )
 from channelcoder_flows.places.spec import ProcessIdent
-from channelcoder_flows.step import fork_session, rewind_event
 from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import Message

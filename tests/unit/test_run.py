@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from channelcoder_flows.branching import rewind_event
 from channelcoder_flows.errors import (
     RunTakenOver,
     SessionBusy,
@@ -15,7 +16,6 @@ from channelcoder_flows.errors import (
 )
 from channelcoder_flows.journal import Created, Journal, Turn, now
 from channelcoder_flows.run import Match, OnDiverged, Run, base_of, check_step_name, next_key, quoted
-from channelcoder_flows.step import rewind_event
 
 Asked = tuple[str, str]
 """A step: its name, and what its prompt says."""
