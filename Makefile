@@ -22,17 +22,18 @@ test: $(READY) ## Every test in its short form (ARGS are pytest's)
 torture: $(READY) ## The long form of the promises: more kills, more races
 	$(PYTEST) -m torture $(ARGS)
 
-check: $(READY) ## Format, lint, types, and who may import whom
+check: $(READY) ## Format, lint, types, who may import whom, and what loads what
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest --quiet tests/unit/test_imports.py
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## The measurements behind the README's numbers
+bench: $(READY) ## What a turn costs beside the bare CLI, and how light the light commands are
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY) ## Check that the pages hold together

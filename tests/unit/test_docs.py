@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote
 
 import pytest
 
+from channelcoder_flows import journal
 from channelcoder_flows.config import ENVIRONMENT, KEYS, PERSONAL
 
 ROOT = Path(__file__).parents[2]
@@ -58,3 +61,39 @@ def test_every_setting_is_explained() -> None:
     for key, variables in ENVIRONMENT.items():
         assert all(f"`{variable}`" in rows[key] for variable in variables)
         assert (f"| `{key}` * |" in rows[key]) == (key in PERSONAL)
+
+
+def test_every_event_of_the_journal_is_named() -> None:
+    """docs/design.md lists each kind of event that a journal can hold."""
+    section = section_of("docs/design.md", "## Sessions and stores")
+    kinds = {
+        get_args(event.model_fields["kind"].annotation)[0]
+        for event in vars(journal).values()
+        if isinstance(event, type) and issubclass(event, journal.EventBase) and event is not journal.EventBase
+    }
+    assert {"session", "turn", "failed", "moved"} <= kinds
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in section) == []
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    """docs/design.md draws the layers in the order that the linter of imports holds them to."""
+    rows = re.findall(r"^\| (`.*?) \|", section_of("docs/design.md", "## Layers"), re.MULTILINE)
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" | ")) for layer in contracts[0]["layers"]]
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [layer for layer in layers if layer != {"__main__"}]
+
+
+def test_every_module_is_in_the_tree() -> None:
+    """CONTRIBUTING.md says of each module and folder of the package what it is for, and of none that is not there."""
+    tree = section_of("CONTRIBUTING.md", "## The tree").partition("channelcoder_flows/")[2].partition("\n    flows/")[0]
+    named = [line.split("  ")[0].split() for line in re.findall(r"^ {6}(\w.*)", tree, re.MULTILINE)]
+    there = [path for path in (ROOT / "channelcoder_flows").iterdir() if not path.name.startswith("_")]
+    wanted = [f"{path.name}/" if path.is_dir() else path.name for path in there if path.suffix in ("", ".py")]
+    assert sorted(name for names in named for name in names) == sorted(wanted)
+
+
+def section_of(page: str, heading: str) -> str:
+    """Return a page's section, without its heading."""
+    found = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    assert found, f"{page} has no section {heading}"
+    return found
