@@ -11,9 +11,11 @@ from cyclopts import Parameter
 from channelcoder_flows.cli import output
 from channelcoder_flows.cli.options import Json, Store, Verbose, settings
 from channelcoder_flows.errors import UsageError
-from channelcoder_flows.journal import Journal, SessionInfo
+from channelcoder_flows.journal import SessionInfo
 from channelcoder_flows.session import Session
 from channelcoder_flows.storage.base import not_found
+from channelcoder_flows.storage.file import FileSessionStorage
+from channelcoder_flows.storage.names import directory_name
 
 Name = Annotated[str, Parameter(help="A session's name, or the path that `session list --json` shows.")]
 
@@ -113,11 +115,10 @@ async def remove(
 
 
 async def _load(name: str, store: str | None) -> tuple[Session, SessionInfo]:
-    options = settings(store)
-    session = await Session.load(name, settings=options)
-    listed = await Session.list(storage=options.store)
-    path = next((info.path for info in listed if info.name == name), name)
-    return session, Journal(session.state.journal).totals.info(path)
+    session = await Session.load(name, settings=settings(store))
+    kept = session.opened.storage
+    path = kept.root / directory_name(session.name) if isinstance(kept, FileSessionStorage) else kept.url
+    return session, session.opened.journal.totals.info(str(path))
 
 
 def _summary(session: Session, info: SessionInfo) -> str:

@@ -167,6 +167,19 @@ def test_sessions_as_json(project: Path, scripted_model: Start) -> None:
     assert by_path == shown
 
 
+def test_one_session_is_shown_without_looking_at_others(project: Path, scripted_model: Start) -> None:
+    """`show` reads what it shows: not a damaged neighbour, and not the session of that name in another store."""
+    scripted_model(HELLO)
+    for store in ("here", "there"):
+        assert channelcoder("run", "Start", "--session", "s", "--store", store, cwd=project).returncode == 0
+    (project / "here" / "damaged").mkdir()
+    (project / "here" / "damaged" / "journal.jsonl").write_text("this is no journal\n")
+    there = str(project / "there" / "s")
+    for name, store, path in (("s", "here", str(project / "here" / "s")), (there, "here", there)):
+        run = channelcoder("session", "show", name, "--store", store, "--json", cwd=project)
+        assert (read(run)["path"], run.stderr) == (path, "")
+
+
 def test_fork_rewind_remove(project: Path, scripted_model: Start) -> None:
     """A fork has the turns up to `--at`, a rewind keeps those up to `--to`, a removed session is gone."""
     scripted_model(HELLO)
