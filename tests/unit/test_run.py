@@ -14,7 +14,7 @@ from channelcoder_flows.errors import (
     SessionUnfinished,
     UsageError,
 )
-from channelcoder_flows.journal import Created, Journal, Turn, now
+from channelcoder_flows.journal import Created, Failed, Intent, Journal, Turn, now
 from channelcoder_flows.run import Match, OnDiverged, Run, base_of, check_step_name, next_key, quoted
 
 Asked = tuple[str, str]
@@ -43,6 +43,12 @@ class Flow:
 
     def ask(self, run: Run, name: str, prompt: str) -> Match:
         return run.match("s", self.journal, name, {"prompt": prompt, "model": "m"})
+
+    def fail(self, match: Match, prompt: str) -> None:
+        turn_id = f"f{self.journal.seq}"
+        digest = {"prompt": prompt, "model": "m"}
+        self.journal.apply(Intent(turn_id=turn_id, session_id="c", step=match.step, digest=digest, prompt=prompt))
+        self.journal.apply(Failed(turn_id=turn_id, step=match.step, error="api", message="no", prompt=prompt))
 
     def do(self, match: Match, prompt: str) -> None:
         if match.rewind_to is not None:
@@ -161,13 +167,28 @@ def test_another_runs_steps_are_not_ours() -> None:
     assert len(flow.did()) == 4
 
 
-def test_a_step_that_failed_is_asked_again() -> None:
-    """A step that was given back is the same step when the flow tries it again."""
-    flow, run = Flow(), Run("run", owner="me")
-    first = flow.ask(run, "plan", "x")
-    run.forget("s", first.step)
-    again = flow.ask(run, "plan", "x")
-    assert again.step == first.step
+def test_a_step_that_the_flow_died_of_is_asked_again() -> None:
+    """A step that failed is the same step when it is tried again, by this process or the next."""
+    flow = Flow()
+    run = Run("run", owner="me")
+    flow.fail(flow.ask(run, "plan", "x"), "x")
+    for execution in (run, Run("run", owner="you")):
+        again = flow.ask(execution, "plan", "x")
+        assert (again.recorded, str(again.step)) == (None, "plan")
+
+
+def test_a_step_that_the_flow_went_on_without_stays_failed() -> None:
+    """A resumed flow is told of a failure that it had caught; asked for once more, it is another step."""
+    flow = Flow()
+    run = Run("run", owner="me")
+    flow.fail(flow.ask(run, "plan", "x"), "x")
+    flow.do(flow.ask(run, "test", "x"), "x")
+    resumed = Run("run", owner="you")
+    told = flow.ask(resumed, "plan", "x").recorded
+    assert told is not None
+    assert (told.turns, told.failed is not None) == ((), True)
+    assert flow.ask(resumed, "test", "x").recorded is not None
+    assert str(flow.ask(resumed, "plan", "x").step) == "plan#2"
 
 
 class TestEntering:
