@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Unpack
 
 from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
-from channelcoder_flows.branching import check_turn, fork_session, rewind_event
+from channelcoder_flows.branching import check_turn, fork_anew, fork_session, rewind_event
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.conversation import Conversation, attach
+from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import SessionExists, UsageError
-from channelcoder_flows.journal import Journal, SessionInfo, SessionState, StepRef, deltas_of
+from channelcoder_flows.journal import Journal, Moved, SessionInfo, SessionState, StepRef, deltas_of
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import Run, current_run
 from channelcoder_flows.step import Step, Surroundings, run_step
@@ -34,6 +36,8 @@ from channelcoder_flows.turn import (
     StreamChunk,
     TurnResult,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -138,7 +142,8 @@ class Session:
     ) -> AsyncGenerator[StreamChunk]:
         """Run one step like `claude`, and give each piece as it comes; the last one holds the result.
 
-        Leaving the loop early interrupts the turn, which is then taken back.
+        Leaving the loop early interrupts the turn, which is then taken back. What goes wrong in that is raised where
+        the stream is closed, or logged where the caller is cancelled.
         """
         queue: asyncio.Queue[StreamChunk | None] = asyncio.Queue()
         verbose = arguments.get("verbose")
@@ -153,12 +158,16 @@ class Session:
         try:
             while (chunk := await queue.get()) is not None:
                 yield chunk
-            result = await turn
-            yield StreamChunk(type="result", content=result.text, result=result)
-        finally:
-            if not turn.done():
-                turn.cancel()
-                await asyncio.wait([turn])
+        except BaseException as left:
+            turn.cancel()
+            await to_the_end(asyncio.wait([turn]))
+            if not turn.cancelled() and (failure := turn.exception()):
+                if not isinstance(left, asyncio.CancelledError):
+                    raise failure from None
+                _log.error("session %r: an interrupted turn: %s", self.name, failure)
+            raise
+        result = await turn
+        yield StreamChunk(type="result", content=result.text, result=result)
 
     async def _turn(
         self, source: str | Path | Prompt, arguments: TurnArguments, on_chunk: Callable[[StreamChunk], None]
@@ -179,6 +188,8 @@ class Session:
 
         Raises:
             SessionExists: another session has the name, and `overwrite` is not given.
+            SessionBusy: a turn of the session that is to be overwritten runs.
+            SessionConflict: with `auto_save=False`, the store's session went on without this one.
         """
         await self._ready()
         target = check_name(name) if name is not None else self.name
@@ -191,13 +202,11 @@ class Session:
             self._named = True
             return target
         step = self._operation(f"save {target}")
-        if done := await _made_by(self._store, target, step):
-            self._open, self._named = done, True
+        await self._settle(self._open)
+        if made := await self._made_by(target, step):
+            self._open, self._named = made, True
             return target
-        if await self._store.exists(target):
-            if not overwrite:
-                raise _exists(target)
-            await self._store.remove(target)
+        await _make_free(self._store, target, overwrite=overwrite)
         await self._open.begin()
         if self._named or step.run:
             # A flow's own session keeps its name: that is how a resumed flow finds the way here again.
@@ -212,13 +221,15 @@ class Session:
 
         Raises:
             SessionExists: another session has the name.
+            SessionBusy: a turn of the session runs, for longer than the setting `lock_wait` says.
             UsageError: there is no such turn.
         """
         await self._ready()
         step = self._operation(f"fork {name}")
-        done = await _made_by(self._store, name, step)
+        await self._settle(self._open)
+        made = await self._made_by(name, step, at=at)
         fork = Session(name, storage=self._open.storage, cwd=self._cwd, settings=self._settings)
-        fork._open = done or await fork_session(self._open, check_name(name), at=at, step=step)
+        fork._open = made or await fork_session(self._open, check_name(name), at=at, step=step)
         fork._loaded = True
         return fork
 
@@ -249,6 +260,7 @@ class Session:
         name_or_path: str | Path,
         *,
         storage: SessionStorage | str | Path | None = None,
+        auto_save: bool = True,
         cwd: str | Path | None = None,
         settings: Settings | None = None,
     ) -> Session:
@@ -264,9 +276,12 @@ class Session:
         if not await store.exists(text) and await asyncio.to_thread(path.exists):
             folder = path if await asyncio.to_thread(path.is_dir) else path.parent
             store, text = FileSessionStorage(folder.absolute().parent), (await store.load(text)).metadata.name or text
-        session = cls(text, storage=store, cwd=cwd, settings=settings)
-        session._open = await OpenSession.load(store, text)
-        session._loaded = True
+        session = cls(text, storage=store, auto_save=auto_save, cwd=cwd, settings=settings)
+        if session._kept is None:
+            session._open = await OpenSession.load(store, text)
+            session._loaded = True
+        else:
+            await session._borrow(session._kept)
         return session
 
     @classmethod
@@ -282,12 +297,12 @@ class Session:
     @classmethod
     async def remove(cls, name: str, *, storage: SessionStorage | str | Path | None = None) -> None:
         """Delete a session. Raises `SessionNotFound`, and `SessionBusy` when a turn of it runs."""
-        store = _storage(storage)
-        async with store.lock(name, wait=0):
-            await store.remove(name)
+        await _remove(_storage(storage), name)
 
     async def _ready(self) -> None:
         """Read what the store has of it, and do what was asked for without waiting."""
+        if not self._loaded and self._kept and await self._store.exists(self.name):
+            await self._borrow(self._kept)
         if not self._loaded:
             await self._open.refresh()
             self._loaded = True
@@ -304,7 +319,7 @@ class Session:
             check_turn(self._open.journal, to)  # a name that was mistyped is not begun
         step = self._operation(name)
         async with self._open.lock(wait=0):
-            await self._catch_up()
+            await self._catch_up(self._open)
             if not _done(self._open.journal, step):
                 await self._open.append(rewind_event(self._open.journal, to, reason=name, step=step))
 
@@ -312,15 +327,47 @@ class Session:
         step = self._operation("set_id")
         event, deltas = await attach(self._around().place(), session_id)
         async with self._open.lock(wait=0):
-            await self._catch_up()
+            await self._catch_up(self._open)
             if not _done(self._open.journal, step):
                 await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
 
-    async def _catch_up(self) -> None:
+    async def _borrow(self, kept: _Kept) -> None:
+        """Take along what the store has of a session that goes on in memory. Raises `SessionNotFound`."""
+        stored = await OpenSession.load(self._store, self.name)
+        await self._settle(stored)
+        await kept.begin_from(stored, self._open)
+        self._loaded = True
+
+    async def _settle(self, session: OpenSession) -> None:
+        """Read what others appended, and wait until no turn is without its ending: a copy has whole turns."""
+        await session.refresh()
+        if session.journal.intent is not None:
+            async with session.lock(wait=self._settings.lock_wait):
+                await self._catch_up(session)
+
+    async def _catch_up(self, session: OpenSession) -> None:
         """Read what others appended, and give a turn that died its ending: it began from where the session stood."""
-        await self._open.refresh()
-        await self._open.begin()
-        await Conversation(self._open, self._around().place(), lambda notice: None).settle()
+        await session.refresh()
+        await session.begin()
+        await Conversation(session, self._around().place(), lambda notice: None).settle()
+
+    async def _made_by(self, name: str, step: StepRef, *, at: int | None = None) -> OpenSession | None:
+        """Return the fork of that name when this very step of the run made it.
+
+        It is made anew where this session's turns were run again since: what was done on it was done on others.
+        """
+        run = current_run()
+        if run is None or not await self._store.exists(name):
+            return None
+        found = await OpenSession.load(self._store, name)
+        created, origin = found.journal.created, found.journal.origin
+        if created is None or created.step != step or origin is None or origin.name != self.name:
+            return None
+        if origin.turn_id and not run.stands(self._open.journal, origin.turn_id):
+            async with found.lock(wait=self._settings.lock_wait):
+                await self._catch_up(found)
+                await fork_anew(found, self._open, at=at)
+        return found
 
     async def opened_for(self, step: Step) -> OpenSession:
         """Return the session that a step runs in: this one, or what its prompt's `session.mode` makes of it.
@@ -360,13 +407,21 @@ class _Kept:
         self.name: str | None = None
         self.seq = 0
 
+    async def begin_from(self, stored: OpenSession, session: OpenSession) -> None:
+        """Let `session`, in memory, go on from what is stored, under a Claude session id of its own.
+
+        Under the stored one's, turns that are never saved would be in the stored session's transcript.
+        """
+        await session.storage.save(await stored.storage.load(stored.name), session.name)
+        await session.refresh()
+        self.name, self.seq = session.name, session.journal.seq
+        if session.journal.entries:
+            await session.append(Moved(session_id=str(uuid.uuid4()), reason="not saved yet"))
+
     async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> OpenSession:
         """Write what the store has not; return the session to go on with: under a second name it is a fork."""
         if name != self.name:
-            if await store.exists(name):
-                if not overwrite:
-                    raise _exists(name)
-                await store.remove(name)
+            await _make_free(store, name, overwrite=overwrite)
             if self.name is not None:
                 session = await fork_session(session, name)
             elif not session.journal.events:
@@ -436,12 +491,16 @@ def _free_name(source: Session, step: Step) -> str:
     return f"{source.name[:150]}-{step.name[:30]}-{uuid.uuid4().hex[:8]}"
 
 
-async def _made_by(store: JournalStorage, name: str, step: StepRef) -> OpenSession | None:
-    """Return the session of that name when this very step of the run made it."""
-    if not step.run or not await store.exists(name):
-        return None
-    found = await OpenSession.load(store, name)
-    return found if found.journal.created and found.journal.created.step == step else None
+async def _make_free(store: JournalStorage, name: str, *, overwrite: bool) -> None:
+    if await store.exists(name):
+        if not overwrite:
+            raise _exists(name)
+        await _remove(store, name)
+
+
+async def _remove(store: JournalStorage, name: str) -> None:
+    async with store.lock(name, wait=0):
+        await store.remove(name)
 
 
 def _exists(name: str) -> SessionExists:

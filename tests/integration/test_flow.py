@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hand import said
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -493,6 +494,46 @@ async def test_fork_rewind_and_save_happen_once(scripted_model: Model) -> None:
     assert sum(isinstance(event, Rewind) for event in kept.events) == 1
     assert [turn.step.key for turn in (await journal("aside")).turns] == ["plan", "try", "check"]
     assert [model.paid(word) for word in ("Plan", "Extra", "Check", "Build")] == [1, 1, 1, 1]
+
+
+async def test_what_was_made_of_a_changed_step_is_made_again(scripted_model: Model, work: Path) -> None:
+    """`--rerun` makes forks and saved copies of the changed step anew: what is done on them is paid and sees it."""
+    model = scripted_model(ECHO)
+    (work / "prompts" / "plan.md").write_text("Plan it one way")
+    (work / "prompts" / "look.md").write_text("---\nsession: {required: true, mode: fork}\n---\nExtra look")
+    entrypoint = write(
+        """
+        @flow
+        async def copied():
+            plan = await turn("prompts/plan.md", session="work")
+            work = await Session.load("work")
+            fork = await work.fork("aside")
+            await turn("Check it", key="check", session=fork)
+            look = await turn("prompts/look.md", session=plan.session)
+            await work.save("kept")
+            await turn("Build it", key="build", session=work)
+            if not Path("over").exists():
+                raise RuntimeError("the power went out")
+            return look.session.name
+        """
+    )
+    await died(entrypoint)
+    (work / "prompts" / "plan.md").write_text("Plan it another way")
+    with pytest.raises(FlowError, match="the power went out"):
+        await resume("work", on_diverged="rerun")
+    again = model.requests[4:]
+    assert [r.prompt for r in again] == ["Plan it another way", "Check it", "Extra look", "Build it"]
+    assert ["another way" in said(r) and "one way" not in said(r) for r in again] == [True] * 4
+    (work / "over").touch()
+    report = await resume("work")
+    assert report is not None
+    assert (report.turns, model.paid()) == (0, 8)
+    for name, key in (("aside", "check"), (report.result, "look"), ("kept", "build")):
+        kept = await journal(name)
+        assert [turn.step.key for turn in kept.turns] == ["plan", key]
+        paid = [event for event in kept.events if event.kind == "turn" and not event.inherited]
+        assert [turn.step.key for turn in paid] == [key, key], "what was paid for is still there"
+        assert kept.totals.cost_usd == pytest.approx(sum(turn.cost_usd for turn in paid))
 
 
 async def test_two_turns_at_once_need_a_fork(scripted_model: Model) -> None:

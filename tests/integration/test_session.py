@@ -6,28 +6,31 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hand import events_of, files_of, nothing_runs, said, transcript_of
+from hand import events_of, files_of, nothing_runs, owner, said, soon, transcript_of
 
 from channelcoder_flows import (
     FileSessionStorage,
     Prompt,
     Session,
     SessionBusy,
+    SessionConflict,
     SessionExists,
     SessionNotFound,
     SessionRequired,
     SessionState,
+    StorageError,
     UsageError,
     claude,
     stream,
 )
-from channelcoder_flows.journal import Failed, Rewind
+from channelcoder_flows.journal import Event, Failed, Rewind
+from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.testing import ScriptedModel
 from channelcoder_flows.turn import Usage
 
@@ -116,6 +119,57 @@ class TestDayByDay:
         await b.claude("Cinque")
         assert prompts(model.requests[-1]) == ["Uno", "Due", "Tre", "Cinque"]
         assert len(b.messages) == 8
+
+    async def test_going_on_without_auto_save(self, scripted_model: Start, tmp_path: Path) -> None:
+        """`auto_save=False` goes on from a saved session and leaves that as it is, until `save` adds what is new."""
+        model = scripted_model(WELL)
+        await Session("s", cwd=tmp_path).claude("Uno")
+        aside = Session("s", cwd=tmp_path, auto_save=False)
+        assert (await aside.claude("Due")).turn == 2
+        assert prompts(model.requests[-1]) == ["Uno", "Due"]
+        stored = await Session.load("s", cwd=tmp_path)
+        await stored.claude("Tre")
+        assert prompts(model.requests[-1]) == ["Uno", "Tre"]
+        assert [message.content for message in stored.messages] == ["Uno", "Well.", "Tre", "Well."]
+        with pytest.raises(SessionConflict):
+            await aside.save()
+        await aside.save("aside")
+        assert [message.content for message in (await Session.load("aside")).messages] == [
+            "Uno",
+            "Well.",
+            "Due",
+            "Well.",
+        ]
+
+        again = await Session.load("s", cwd=tmp_path, auto_save=False)
+        assert again.messages == stored.messages
+        assert (await again.claude("Quattro")).turn == 3
+        assert (await Session.load("s")).turns == 2
+        assert await again.save() == "s"
+        assert (await (await Session.load("s", cwd=tmp_path)).claude("Cinque")).turn == 4
+        assert prompts(model.requests[-1]) == ["Uno", "Tre", "Quattro", "Cinque"]
+        with pytest.raises(SessionNotFound):
+            await Session.load("typo", auto_save=False)
+
+    async def test_ways_back_in_memory(self, scripted_model: Start, tmp_path: Path) -> None:
+        """What is not saved yet can be rewound, cleared and attached, and a session in memory removed, as any other."""
+        model = scripted_model(WELL)
+        session = Session(cwd=tmp_path, auto_save=False)
+        first = (await session.claude("Uno")).session.id
+        await session.claude("Due")
+        await session.rewind(to=1)
+        await session.claude("Tre")
+        assert prompts(model.requests[-1]) == ["Uno", "Tre"]
+        session.clear()
+        await session.claude("Quattro")
+        assert prompts(model.requests[-1]) == ["Quattro"]
+        session.set_id(first)
+        await session.claude("Cinque")
+        assert prompts(model.requests[-1]) == ["Uno", "Due", "Cinque"]
+        store = MemorySessionStorage()
+        await Session("s", storage=store, cwd=tmp_path).claude("Sei")
+        await Session.remove("s", storage=store)
+        assert not await Session.exists("s", storage=store)
 
     async def test_without_a_session(self, scripted_model: Start, tmp_path: Path) -> None:
         """`claude` and `stream` without a session keep nothing, and say Claude Code's own id."""
@@ -322,6 +376,40 @@ class TestStream:
         (failed,) = events_of(session, Failed)
         assert (failed.error, failed.prompt) == ("interrupted", "Due")
 
+    @pytest.mark.parametrize("cancelled", [True, False])
+    async def test_leaving_a_stream_hides_no_error(
+        self, scripted_model: Start, tmp_path: Path, cancelled: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A turn that could not be taken back says so to who leaves its stream; to a cancelled caller in the log."""
+
+        class Full(MemorySessionStorage):
+            async def append(self, name: str, events: Sequence[Event], **more: Any) -> int:
+                if any(isinstance(event, Failed) for event in events):
+                    raise StorageError("the disk is full")
+                return await super().append(name, events, **more)
+
+        scripted_model([{"reply": [{"text": "Here it", "tool": "Bash", "input": {"command": "sleep 300"}}]}])
+        session = Session("s", storage=Full(), cwd=tmp_path)
+        begun = asyncio.Event()
+
+        async def watch() -> None:
+            async with aclosing(session.stream("Uno", tools="Bash")) as chunks:
+                async for chunk in chunks:
+                    begun.set()
+                    if chunk.type == "tool_use" and not cancelled:
+                        break
+
+        watching = asyncio.create_task(watch())
+        await begun.wait()
+        if cancelled:
+            watching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await watching
+            assert "'s': an interrupted turn: the disk is full" in caplog.text
+        else:
+            with pytest.raises(StorageError, match="the disk is full"):
+                await watching
+
     async def test_an_error_in_a_stream(self, scripted_model: Start, tmp_path: Path) -> None:
         """A stream raises what the turn raises."""
         scripted_model([{"reply": {"error": 400, "message": "too odd"}}])
@@ -403,6 +491,45 @@ class TestTwoAtOnce:
         assert (await turn).turn == 1
         assert [chunk async for chunk in waiting][-1].result.turn == 2
         assert prompts(model.requests[-1]) == ["Uno", "Due"]
+
+    async def test_a_session_in_use_is_not_overwritten(self, scripted_model: Start, tmp_path: Path) -> None:
+        """`save` never takes the place of a session while a turn of it runs: what that pays for would be lost."""
+        model = scripted_model([{"when": "Uno", "reply": {"hold": "gate", "text": "Well."}}, *WELL])
+        running = asyncio.create_task(Session("s", cwd=tmp_path).claude("Uno"))
+        await asyncio.to_thread(model.wait_for, "Uno")
+        for auto_save in (True, False):
+            other = Session("other", cwd=tmp_path, auto_save=auto_save)
+            with pytest.raises(SessionBusy):
+                await other.save("s", overwrite=True)
+        model.release("gate")
+        assert (await running).turn == 1
+        assert (await Session.load("s")).turns == 1
+
+    async def test_a_copy_is_of_what_is_there_now(self, scripted_model: Start, tmp_path: Path) -> None:
+        """A fork, and a save under a second name, have what others added since, and wait for a turn that runs."""
+        model = scripted_model([{"when": "Tre", "reply": {"hold": "gate", "text": "Well."}}, *WELL])
+        old = Session("s", cwd=tmp_path)
+        await old.claude("Uno")
+        other = await Session.load("s", cwd=tmp_path)
+        await other.claude("Due")
+        assert (await old.fork("f")).turns == 2
+        running = asyncio.create_task(other.claude("Tre"))
+        await asyncio.to_thread(model.wait_for, "Tre")
+        saving = asyncio.create_task(old.save("t"))
+        model.release("gate")
+        await running
+        await saving
+        assert [message.content for message in old.messages] == ["Uno", "Well.", "Due", "Well.", "Tre", "Well."]
+
+    async def test_a_copy_has_the_answer_that_had_arrived(self, scripted_model: Start, tmp_path: Path) -> None:
+        """A fork of a session whose process died has the last answer where that had arrived: it is not paid again."""
+        model = scripted_model(WELL)
+        with owner("s", "Uno", tmp_path, hold=True):
+            await soon((tmp_path / "answered").exists)
+        fork = await (await Session.load("s", cwd=tmp_path)).fork("f")
+        assert (await fork.claude("Due")).turn == 2
+        assert prompts(model.requests[-1]) == ["Uno", "Due"]
+        assert model.paid("Uno") == 1
 
 
 class ThreeMethods:
