@@ -382,6 +382,8 @@ class Session:
         # In a flow it is recorded even where there is nothing to forget: a resumed flow must not forget this very step.
         if spec.mode == "new" and (self._open.journal.entries or current_run()):
             await self._go_back(f"new {step.name}", 0)
+        if self._kept is not None:
+            await self._kept.part(self._open)
         if spec.mode != "fork":
             return self._open
         source = self if spec.from_ is None else await Session.load(spec.from_, storage=self._store, cwd=self._cwd)
@@ -408,14 +410,17 @@ class _Kept:
         self.seq = 0
 
     async def begin_from(self, stored: OpenSession, session: OpenSession) -> None:
-        """Let `session`, in memory, go on from what is stored, under a Claude session id of its own.
-
-        Under the stored one's, turns that are never saved would be in the stored session's transcript.
-        """
+        """Let `session`, in memory, go on from what is stored."""
         await session.storage.save(await stored.storage.load(stored.name), session.name)
         await session.refresh()
         self.name, self.seq = session.name, session.journal.seq
-        if session.journal.entries:
+
+    async def part(self, session: OpenSession) -> None:
+        """Go on under a Claude session id of its own, before the first turn that the store has not.
+
+        Under the stored one's, a turn that is never saved would be taken for one that was typed by hand.
+        """
+        if session.journal.entries and session.journal.seq == self.seq:
             await session.append(Moved(session_id=str(uuid.uuid4()), reason="not saved yet"))
 
     async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> OpenSession:

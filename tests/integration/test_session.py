@@ -146,6 +146,7 @@ class TestDayByDay:
         assert (await again.claude("Quattro")).turn == 3
         assert (await Session.load("s")).turns == 2
         assert await again.save() == "s"
+        await again.claude("Sei")
         assert (await (await Session.load("s", cwd=tmp_path)).claude("Cinque")).turn == 4
         assert prompts(model.requests[-1]) == ["Uno", "Tre", "Quattro", "Cinque"]
         with pytest.raises(SessionNotFound):
