@@ -1,7 +1,7 @@
 """The seam between a turn and where it runs.
 
 A place starts one process at a time (argv, environment, working directory) and hands back its streams.
-It knows nothing of Claude, sessions or prompts; `claude_code.py` knows nothing of containers.
+It knows nothing of Claude, sessions or prompts; `claude_code` knows nothing of containers.
 """
 
 from __future__ import annotations

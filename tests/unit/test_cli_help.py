@@ -84,7 +84,7 @@ def test_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) 
 
 def test_what_was_paid_for_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """A whole answer that could not be kept goes to stdout; half a one does not."""
-    assert failure.report(StorageError("full", text="42"), ["run"], interrupted=130) == 4
+    assert failure.report(StorageError("full", answer="42"), ["run"], interrupted=130) == 4
     assert capsys.readouterr().out == "42\n"
     failure.report(TurnTimeout("late", text="4"), ["run"], interrupted=130)
     assert capsys.readouterr().out == ""
