@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,10 @@ class Session:
         storage: a store, or the URL or directory of one; the settings' own unless given.
         auto_save: False keeps the turns in memory until `save`.
         cwd: the directory Claude works in; the current one unless given.
-        settings: what `load_settings` returned, to leave out files and environment.
+        settings: what `load_settings` returned, to leave out files and environment. In a flow: the run's own.
+
+    Raises:
+        UsageError: in a flow, a session that is not kept.
     """
 
     def __init__(
@@ -64,11 +67,14 @@ class Session:
         settings: Settings | None = None,
     ) -> None:
         self._cwd = Path(cwd or Path.cwd()).absolute()
-        self._settings = settings or load_settings(cwd=self._cwd)
+        self._settings = settings or _settings_here(self._cwd)
         self._store = _storage(storage, self._settings)
         run = current_run()
-        if run is not None and not auto_save:
-            raise UsageError("auto_save=False is not for flows: a turn that is not kept cannot be resumed")
+        if run is not None and (not auto_save or isinstance(self._store, MemorySessionStorage)):
+            raise UsageError(
+                "claude(), auto_save=False and sessions in memory are not for flows, where what is not kept cannot be "
+                "resumed: use turn()"
+            )
         self._named = name is not None
         self._kept: _Kept | None = None if auto_save else _Kept()
         first_id = str(uuid.uuid4())
@@ -270,7 +276,7 @@ class Session:
             SessionNotFound: there is none; the message names the nearest.
             JournalDamaged: its journal cannot be read.
         """
-        settings = settings or load_settings(cwd=cwd)
+        settings = settings or _settings_here(cwd)
         store, text = _storage(storage, settings), str(name_or_path)
         path = Path(text)
         if not await store.exists(text) and await asyncio.to_thread(path.exists):
@@ -387,7 +393,10 @@ class Session:
         if spec.mode != "fork":
             return self._open
         source = self if spec.from_ is None else await Session.load(spec.from_, storage=self._store, cwd=self._cwd)
-        copy = await source.fork(spec.name if spec.name != source.name and spec.name else _free_name(source, step))
+        asked = step.request(self._settings).digest()
+        copy = await source.fork(
+            spec.name if spec.name != source.name and spec.name else _free_name(source, step, asked)
+        )
         return copy.opened
 
     def _operation(self, name: str) -> StepRef:
@@ -470,17 +479,27 @@ def check_session_id(text: str) -> str:
         raise UsageError(f"{text!r} is no Claude session id: it is a UUID, such as `session show` prints") from None
 
 
-def name_in_run(run: Run, step: str) -> str:
-    """Return a name for a session that was given none, which a resumed run finds again."""
-    key = run.operation("", step).key
+def name_in_run(run: Run, step: str, asked: Mapping[str, str] | None = None) -> str:
+    """Return a name for a session that was given none, which a resumed run finds again.
+
+    `asked` is the digest of the request it begins with. Only what is asked again in the very same way is counted:
+    which of two branches that run side by side comes first is chance.
+    """
+    key = run.operation("", " ".join([step, *(asked or {}).values()])).key
     # A hash: the keys of one deployment's runs begin alike, and a name has its limit.
     mark = hashlib.sha256(f"{run.key}/{key}".encode()).hexdigest()[:12]
-    return f"{(run.flow or 'flow')[:60]}-{key[:100]}-{mark}"
+    return f"{(run.flow or 'flow')[:60]}-{step[:100]}-{mark}"
+
+
+def _settings_here(cwd: str | Path | None = None) -> Settings:
+    """Return the settings of the present run; outside of one, those that hold in `cwd`."""
+    run = current_run()
+    return run.settings if run and run.settings else load_settings(cwd=cwd)
 
 
 def _storage(storage: SessionStorage | str | Path | None, settings: Settings | None = None) -> JournalStorage:
     if storage is None:
-        storage = (settings or load_settings()).store
+        storage = (settings or _settings_here()).store
     return open_storage(storage) if isinstance(storage, str | Path) else as_journal_storage(storage)
 
 
@@ -489,10 +508,10 @@ def _done(journal: Journal, step: StepRef) -> bool:
     return run is not None and run.has_done(journal, step)
 
 
-def _free_name(source: Session, step: Step) -> str:
+def _free_name(source: Session, step: Step, asked: Mapping[str, str]) -> str:
     """Return a name for the fork that a step runs on: the same one when a flow asks for it again."""
     if run := current_run():
-        return name_in_run(run, f"{source.name[:80]}-{step.name}")
+        return name_in_run(run, f"{source.name[:80]}-{step.name}", asked)
     return f"{source.name[:150]}-{step.name[:30]}-{uuid.uuid4().hex[:8]}"
 
 

@@ -379,6 +379,8 @@ class _TurnOfStep:
             files=marks,
             delta=delta,
         )
+        if self.run is not None:
+            self.run.count(turn.cost_usd, turns=1)
         joined: list[Interactive] = []
         if typed:
             joined = [self.conversation.typed_meanwhile(after, typed, answer.total_cost_usd)]
@@ -432,9 +434,11 @@ class _TurnOfStep:
         contents: Contents = await self.conversation.read()
         keep = intent.recovery == "continue" and error.retryable
         await self.conversation.fail(intent, error, contents, total_before, keep=keep, total=total)
+        failed = next(event for event in reversed(self.session.journal.events) if isinstance(event, Failed))
+        if self.run is not None:
+            self.run.count(failed.cost_usd)
         if isinstance(exc, TurnError):
-            failed = (event for event in reversed(self.session.journal.events) if isinstance(event, Failed))
-            exc.session, exc.cost_usd = self.session.name, next(failed).cost_usd
+            exc.session, exc.cost_usd = self.session.name, failed.cost_usd
 
 
 def _as_turn_error(exc: BaseException) -> TurnError:

@@ -11,15 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-SERVER = """
-import asyncio, sys
-from channelcoder_flows.flow.server import prefect_server
-async def main():
-    async with prefect_server(lambda line: None) as url:
-        print(url, flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-asyncio.run(main())
-"""
+SERVER = [sys.executable, "-m", "channelcoder_flows.flow.server"]
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +20,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     home = str(tmp_path_factory.mktemp("prefect-server"))
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | quiet | {"PREFECT_HOME": home}
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    server = subprocess.Popen(SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdin and server.stdout
     try:
         ready, _, _ = select.select([server.stdout], [], [], 120)

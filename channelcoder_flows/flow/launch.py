@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import difflib
 import inspect
 import json
@@ -19,7 +20,16 @@ from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 
 from channelcoder_flows.config import Settings
-from channelcoder_flows.errors import ChannelCoderError, FlowError, FlowNotFound, UsageError
+from channelcoder_flows.errors import (
+    ChannelCoderError,
+    FlowError,
+    FlowNotFound,
+    RunAlive,
+    RunTakenOver,
+    SessionDiverged,
+    SessionUnfinished,
+    UsageError,
+)
 from channelcoder_flows.flow.running import (
     BY_REFERENCE,
     Running,
@@ -27,15 +37,17 @@ from channelcoder_flows.flow.running import (
     given_running,
     new_owner,
     plain_parameters,
-    resume_command,
 )
 from channelcoder_flows.flow.server import prefect_server
-from channelcoder_flows.run import OnDiverged, OnUnfinished, Run
+from channelcoder_flows.run import OnDiverged, OnUnfinished, Run, resume_command
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import Frozen
 
 Say = Callable[[str], None]
+
+SAYS_THE_WAY_ON = (SessionDiverged, SessionUnfinished, RunAlive, RunTakenOver)
+"""The errors after which a plain resume would only fail again; they name what helps."""
 
 
 class FlowReport(Frozen):
@@ -73,7 +85,8 @@ async def run_flow(
     Raises:
         FlowNotFound: there is no such file or flow.
         UsageError: the parameters do not fit.
-        FlowError: the flow failed; the message ends with the command that resumes it.
+        ChannelCoderError: a turn failed, and the flow with it; the message ends with the command that resumes it.
+        FlowError: the flow failed of itself; the message ends likewise.
     """
     flow = load_flow(entrypoint)
     parameters = flow_parameters(flow, data)
@@ -85,7 +98,7 @@ async def run_flow(
         parameters=plain_parameters(flow, parameters),
         on_unfinished=on_unfinished or settings.on_unfinished,
     )
-    return await _execute(flow, parameters, Running(run), say)
+    return await _execute(flow, parameters, Running(run, settings), say)
 
 
 async def resume_flow(
@@ -114,7 +127,8 @@ async def resume_flow(
     Raises:
         SessionNotFound: there is no such session.
         RunAlive: the run is still going on.
-        FlowError: the session has no run, or the flow failed again.
+        FlowError: the session has no run.
+        ChannelCoderError: the flow failed again, as in `run_flow`.
     """
     store = open_storage(settings.store)
     opened = await OpenSession.load(store, session)
@@ -140,7 +154,7 @@ async def resume_flow(
         on_diverged=on_diverged,
         on_unfinished=settings.on_unfinished,
     )
-    running = Running(run, takeover=takeover)
+    running = Running(run, settings, takeover=takeover)
     await running.hold(opened)
     return await _execute(flow, parameters, running, say)
 
@@ -155,15 +169,17 @@ async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Ru
                 finally:
                     given_running.reset(token)
     except (Exception, asyncio.CancelledError) as exc:
-        raise _failed(exc, running) from exc
+        if isinstance(exc, SAYS_THE_WAY_ON):
+            raise
+        raise _with_the_way_on(exc, running) from exc
     finally:
         await running.let_go()
     return FlowReport(
         result=_plain(result),
         run_key=running.run.key,
         sessions=tuple(running.run.sessions),
-        cost_usd=running.cost_usd,
-        turns=running.turns,
+        cost_usd=running.run.cost_usd,
+        turns=running.run.turns,
     )
 
 
@@ -192,20 +208,19 @@ async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
     return await asyncio.to_thread(flow, **parameters)
 
 
-def _failed(exc: BaseException, running: Running) -> BaseException:
-    sessions = list(running.run.sessions)
+def _with_the_way_on(exc: BaseException, running: Running) -> BaseException:
+    """Return the same error, with the command that resumes the run at the end of its message."""
+    *_, last = [None, *running.run.sessions.items()]
+    way_on = f"; to go on from there: {resume_command(*last)}" if last else ""
     if isinstance(exc, asyncio.CancelledError):
-        way_on = f"; to go on from there: {resume_command(sessions[-1])}" if sessions else ""
         return asyncio.CancelledError(f"interrupted: every finished turn is kept{way_on}")
-    said = exc.message if isinstance(exc, ChannelCoderError) else f"{type(exc).__name__}: {exc}"
-    if not sessions:
-        return (
-            exc if isinstance(exc, ChannelCoderError) else FlowError(f"the flow failed before its first turn: {said}")
-        )
-    error = FlowError(f"{said}; to go on from there: {resume_command(sessions[-1])}")
     if isinstance(exc, ChannelCoderError):
-        error.exit_code = exc.exit_code
-    return error
+        error = copy.copy(exc)
+        error.message += way_on
+        error.args = (error.message,)
+        return error
+    when = "" if last else "the flow failed before its first turn: "
+    return FlowError(f"{when}{type(exc).__name__}: {exc}{way_on}")
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:

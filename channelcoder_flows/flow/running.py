@@ -6,6 +6,7 @@ scheduled time, or the first flow run's id. Prefect's own retry of a flow run ha
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import socket
@@ -23,9 +24,9 @@ from prefect.context import FlowRunContext
 from prefect.flows import Flow
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from channelcoder_flows.config import load_settings
+from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.errors import FlowError, RunAlive, SessionBusy, SessionConflict, SessionNotFound
-from channelcoder_flows.run import Asker, Run, find_run_with, quoted
+from channelcoder_flows.run import Asker, Run, find_run_with
 from channelcoder_flows.storage.base import JournalStorage
 from channelcoder_flows.storage.open_session import OpenSession
 
@@ -34,19 +35,19 @@ BY_REFERENCE = "$secret"
 
 
 class Running:
-    """A run in this process: its locks, and the sessions it has entered."""
+    """A run in this process: its locks, its settings, and the stores of the sessions it has entered."""
 
-    def __init__(self, run: Run, *, takeover: bool = False) -> None:
+    def __init__(self, run: Run, settings: Settings, *, takeover: bool = False) -> None:
         self.run = run
-        self.turns = 0
-        """Turns paid for by this process."""
-        self.cost_usd = 0.0
-        """US dollars spent by this process, failed attempts included."""
+        self.settings = settings
         self.takeover = takeover
+        self.stores: dict[str, JournalStorage] = {}
+        """The sessions' stores, by the sessions' names."""
         self._locks = AsyncExitStack()
+        self._locking = asyncio.Lock()
         self._held: set[tuple[str, str]] = set()
-        self._stores: dict[str, JournalStorage] = {}
         self._attempts: dict[UUID, int] = {}
+        run.settings = settings
         run.hold = self.hold
         run.asked_by = _asker
 
@@ -54,36 +55,41 @@ class Running:
         """Hold the run's lock in the session's store, for as long as this process has the run.
 
         A run of that session that did not end is held as well: it may still go on elsewhere, and must not be resumed
-        under this one's feet.
+        under this one's feet. Where this run is taken over, the lock is taken as soon as the other process is gone.
 
         Raises:
             RunAlive: another process has one of them.
         """
-        if session.name in self.run.sessions:
+        entered = session.name in self.run.sessions
+        if entered and not self.takeover:
             return
         key, runs = self.run.key, session.journal.runs
-        if key not in runs and (last := session.journal.run) is not None and last.status != "completed":
+        if not entered and key not in runs and (last := session.journal.run) is not None and last.status != "completed":
             await self._lock(
                 session.storage,
                 last.run,
                 f"run {last.run} is still going on in session {session.name!r}: wait for it, or work on a fork",
             )
-        if not self.takeover:
+        try:
             await self._lock(
                 session.storage,
                 key,
                 f"run {key} is still going on in another process: wait, or take it over with --takeover",
             )
-        self._stores[session.name] = session.storage
+        except RunAlive:
+            if not self.takeover:
+                raise
+        self.stores[session.name] = session.storage
 
     async def _lock(self, store: JournalStorage, key: str, alive: str) -> None:
-        if (store.url, key) in self._held:
-            return
-        try:
-            await self._locks.enter_async_context(store.lock(f"run/{key}", wait=0))
-        except SessionBusy as exc:
-            raise RunAlive(alive) from exc
-        self._held.add((store.url, key))
+        async with self._locking:  # turns that start side by side must not find each other's lock
+            if (store.url, key) in self._held:
+                return
+            try:
+                await self._locks.enter_async_context(store.lock(f"run/{key}", wait=0))
+            except SessionBusy as exc:
+                raise RunAlive(alive) from exc
+            self._held.add((store.url, key))
 
     def attempt(self, flow_run: FlowRun) -> None:
         """Notice when Prefect tries a flow or subflow again in this process: its steps are asked for anew."""
@@ -91,11 +97,6 @@ class Running:
         if flow_run.run_count > known:
             self._attempts[flow_run.id] = flow_run.run_count
             self.run.begin_again(str(flow_run.id))
-
-    def count(self, cost_usd: float, *, turns: int = 0) -> None:
-        """Add up what this process spent."""
-        self.cost_usd += cost_usd
-        self.turns += turns
 
     async def finish(self, status: Literal["completed", "failed"]) -> None:
         """Write how the run ended into every session it entered, and let it go."""
@@ -108,7 +109,7 @@ class Running:
     async def _write_end(self, name: str, status: Literal["completed", "failed"]) -> None:
         while True:
             try:
-                session = await OpenSession.load(self._stores[name], name)
+                session = await OpenSession.load(self.stores[name], name)
                 known = session.journal.runs.get(self.run.key)
                 if known is not None and known.owner == self.run.owner:
                     await session.append(self.run.event(status))
@@ -148,21 +149,25 @@ def running_here() -> Running:
     flow, flow_run, parameters = flows[0]
     running = _running.get(flow_run.id)
     if running is None:
-        running = given_running.get() or Running(
-            Run(
-                run_key_of(flow_run),
-                owner=new_owner(),
-                flow=flow.name,
-                entrypoint=entrypoint_of(flow),
-                parameters=plain_parameters(flow, parameters),
-                on_unfinished=load_settings().on_unfinished,
-            )
-        )
+        running = given_running.get() or _running_of(flow, flow_run, parameters)
         _running[flow_run.id] = running
         _watch(flow)
     for each in flows:
         running.attempt(each.run)
     return running
+
+
+def _running_of(flow: Flow[..., Any], flow_run: FlowRun, parameters: dict[str, Any]) -> Running:
+    settings = load_settings()
+    run = Run(
+        run_key_of(flow_run),
+        owner=new_owner(),
+        flow=flow.name,
+        entrypoint=entrypoint_of(flow),
+        parameters=plain_parameters(flow, parameters),
+        on_unfinished=settings.on_unfinished,
+    )
+    return Running(run, settings)
 
 
 def _find_run() -> Run | None:
@@ -193,10 +198,12 @@ def source_of(flow: Flow[..., Any]) -> Path:
 
 
 def plain_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return a flow's parameters as JSON data, secrets by reference."""
-    open_ones = {name: value for name, value in parameters.items() if not _is_secret(value)}
-    plain = flow.serialize_parameters(open_ones)
-    return plain | {name: {BY_REFERENCE: name} for name in parameters if name not in plain}
+    """Return a flow's parameters as JSON data, secrets by reference; a secret that is the default needs none."""
+    secrets = {name: value for name, value in parameters.items() if _is_secret(value)}
+    plain = flow.serialize_parameters({name: value for name, value in parameters.items() if name not in secrets})
+    defaults = {name: each.default for name, each in inspect.signature(flow.fn).parameters.items()}
+    left = {name for name, value in secrets.items() if value == defaults[name]}
+    return plain | {name: {BY_REFERENCE: name} for name in parameters if name not in plain and name not in left}
 
 
 def _is_secret(value: object) -> bool:
@@ -250,8 +257,3 @@ async def _completed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 async def _failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     if running := _running.pop(flow_run.id, None):
         await running.finish("failed")
-
-
-def resume_command(session: str) -> str:
-    """Return the command that resumes the run which a session belongs to."""
-    return f"channelcoder flow resume {quoted(session)}"

@@ -41,7 +41,10 @@ async def prefect_server(say: Callable[[str], None]) -> AsyncGenerator[str]:
     """
     configured = PREFECT_API_URL.value()
     if configured:
-        yield configured
+        try:
+            yield configured
+        finally:
+            await _tell_the_rest()
         return
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -68,7 +71,7 @@ async def prefect_server(say: Callable[[str], None]) -> AsyncGenerator[str]:
 
 
 async def _tell_the_rest() -> None:
-    """Let Prefect send what it still has for the server; at exit it would wait for one that is gone."""
+    """Let Prefect send what it still has for the server; at exit it would do so after our own last words."""
     for service in (EventsWorker, APILogWorker):
         waiting = service.drain_all(timeout=DRAIN_LIMIT, at_exit=False)
         if inspect.isawaitable(waiting):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,8 +19,7 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
-from channelcoder_flows.config import load_settings
-from channelcoder_flows.errors import FlowError, TurnError
+from channelcoder_flows.errors import FlowError, SessionConflict, SessionNotFound, TurnError, UsageError
 from channelcoder_flows.flow.report import publish
 from channelcoder_flows.flow.running import Running, running_here, source_of
 from channelcoder_flows.prompt import Prompt
@@ -34,6 +34,9 @@ ROOT_MARKS = ("pyproject.toml", "prompts", ".git")
 """What the root of a project has one of."""
 
 SessionLike = str | SessionRef | TurnResult | Session
+
+LOGGED = 200
+"""Characters of a tool's input that go to Prefect's log."""
 
 
 def turn(
@@ -53,12 +56,14 @@ def turn(
             `session.name`, or a new session that a resumed run finds again.
         storage: where the session is kept, unless `session` says so.
         cwd: the directory Claude works in; the current one unless given.
-        on_unfinished: what to do when the session's last run did not end: `fail` (and say how to resume), `resume`
-            it, or begin `new`. The setting of that name unless given.
+        on_unfinished: what to do when this session's last run did not end: `fail` (and say how to resume), `resume`
+            it, or begin `new`. The run's own unless given.
         arguments: as `Session.claude` takes them; what is left out is the prompt file's to say.
 
     Raises:
         FlowError: it is called outside a flow, or in one that is not `async def`.
+        SessionNotFound: the session that an earlier turn left is gone.
+        SessionConflict: another session has its name now.
         SessionDiverged: this run did the step already, with another prompt or other options.
         SessionUnfinished: the session's last run did not end.
         RunAlive: another process has this run.
@@ -82,19 +87,17 @@ async def _take(
     arguments: TurnArguments,
 ) -> TurnResult:
     running = running_here()
-    if on_unfinished is not None:
-        running.run.on_unfinished = on_unfinished
     step = step_of(prompt_of(_from_root(prompt)), arguments)
-    settings = load_settings(cwd=cwd)
-    held = _session_of(session, storage, cwd, step, running)
+    held = await _session_of(session, storage, cwd, step, running)
     await running.hold(held.opened)
     opened = await held.opened_for(step)
     around = Surroundings(
-        settings=settings,
+        settings=running.settings,
         cwd=Path(cwd or Path.cwd()).absolute(),  # noqa: ASYNC240
-        wait=arguments.get("wait", settings.lock_wait),
+        wait=arguments.get("wait", running.settings.lock_wait),
+        on_unfinished=on_unfinished,
     )
-    _live.set(_Live(opened, step, around, running))
+    _live.set(_Live(opened, step, around))
     return await _task_for(step)(step=step.name, session=opened.name)
 
 
@@ -105,7 +108,6 @@ class _Live:
     session: OpenSession
     step: Step
     around: Surroundings
-    running: Running
     not_before: float = 0.0
     """When the next attempt can help, in the loop's time: the API may ask for more patience than the prompt."""
 
@@ -117,22 +119,18 @@ _live: ContextVar[_Live] = ContextVar("channelcoder_live_turn")
 async def _turn(step: str, session: str) -> TurnResult:
     live = _live.get()
     logger = get_run_logger()
-    around = Surroundings(
-        settings=live.around.settings, cwd=live.around.cwd, on_chunk=_log_to(logger), wait=live.around.wait
-    )
+    tools: list[str] = []
+    around = replace(live.around, on_chunk=_listener(logger, tools))
     loop = asyncio.get_running_loop()
     await asyncio.sleep(max(0.0, live.not_before - loop.time()))
     try:
         result = await run_step(live.session, live.step, around)
     except TurnError as exc:
-        live.running.count(exc.cost_usd)
         live.not_before = loop.time() + (exc.retry_after or 0.0)
         raise
-    if not result.replayed:
-        live.running.count(result.cost_usd, turns=1)
     source = "from the journal, nothing spent" if result.replayed else f"${result.cost_usd:.4f}"
     logger.info("turn %d of session %r: %s (%s)", result.turn, result.session.name, result.outcome, source)
-    await publish(result, logger)
+    await publish(result, live.step.prompt.bind(live.step.data), tools, logger)
     return result
 
 
@@ -151,11 +149,15 @@ async def _a_retry_can_help(task: Task[..., Any], task_run: TaskRun, state: Stat
     return bool(getattr(error, "retryable", False))
 
 
-def _log_to(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[StreamChunk], None]:
+def _listener(logger: logging.Logger | logging.LoggerAdapter[Any], tools: list[str]) -> Callable[[StreamChunk], None]:
+    """Return what logs a turn as it goes on, and adds its tool calls to `tools`."""
+
     def on_chunk(chunk: StreamChunk) -> None:
         match chunk.type:
             case "tool_use":
-                logger.info("%s %s", chunk.tool, str(chunk.input)[:200])
+                given = json.dumps(chunk.input, ensure_ascii=False)
+                logger.info("%s %s", chunk.tool, given[:LOGGED])
+                tools.append(f"{chunk.tool} {given}")
             case "retry" | "notice":
                 logger.warning("%s", chunk.content)
             case _:
@@ -164,7 +166,7 @@ def _log_to(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[St
     return on_chunk
 
 
-def _session_of(
+async def _session_of(
     session: SessionLike | None,
     storage: SessionStorage | str | Path | None,
     cwd: str | Path | None,
@@ -176,9 +178,38 @@ def _session_of(
     if isinstance(session, TurnResult):
         session = session.session
     if isinstance(session, SessionRef):
-        return Session(session.name, storage=storage or session.store or None, cwd=cwd)
-    name = session or step.prompt.session.name or name_in_run(running.run, step.name)
+        return await _session_at(session, storage, cwd, running)
+    name = session or step.prompt.session.name
+    if not name:
+        name = name_in_run(running.run, step.name, step.request(running.settings).digest())
     return Session(name, storage=storage, cwd=cwd)
+
+
+async def _session_at(
+    ref: SessionRef, storage: SessionStorage | str | Path | None, cwd: str | Path | None, running: Running
+) -> Session:
+    """Return the session that an earlier turn left, where it is still that one."""
+    store = storage or ref.store or running.stores.get(ref.name)
+    if store is None:
+        raise UsageError(f"session {ref.name!r} is in a store that has no URL: pass the store as storage=")
+    session = Session(ref.name, storage=store, cwd=cwd)
+    await session.opened.refresh()
+    journal = session.opened.journal
+    if ref.seq and not journal.seq:
+        raise SessionNotFound(
+            f"session {ref.name!r} is gone since the turn to go on from: pass its present name as session=, "
+            "or begin a new one with session=NAME",
+            name=ref.name,
+        )
+    if journal.seq < ref.seq or (ref.id and ref.id not in journal.chain):
+        raise SessionConflict(
+            f"session {ref.name!r} was replaced since the turn to go on from: pass session={ref.name!r} to go on "
+            "with the one that has this name now",
+            name=ref.name,
+            expected=ref.seq,
+            found=journal.seq,
+        )
+    return session
 
 
 def _from_root(prompt: str | Path | Prompt) -> str | Path | Prompt:

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from commandline import channelcoder
 from hand import said
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -29,11 +30,15 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, tempor
 
 from channelcoder_flows.config import load_settings
 from channelcoder_flows.errors import (
-    ChannelCoderError,
+    ApiError,
     FlowError,
     FlowNotFound,
     RunAlive,
     RunTakenOver,
+    SessionConflict,
+    SessionDiverged,
+    SessionError,
+    SessionNotFound,
     SessionUnfinished,
     UsageError,
 )
@@ -129,13 +134,13 @@ async def settled(entrypoint: str, tasks: int) -> tuple[FlowRun, list[TaskRun]]:
 
 
 async def test_a_turn_is_a_task(scripted_model: Model, tmp_path: Path) -> None:
-    """Prefect shows each turn as a completed task with its step's name, its log and its cost, and keeps no answer."""
-    scripted_model(ECHO)
+    """Prefect shows each turn as a completed task with its step's name, its log and its cost, and stores no result."""
+    scripted_model([{"when": "Plan", "reply": [{"tool": "Bash", "input": {"command": "pwd"}}, "Plan: done"]}, *ECHO])
     entrypoint = write(
         """
         @flow
         async def shown():
-            plan = await turn("Plan it", key="plan", session="work")
+            plan = await turn("Plan it", key="plan", session="work", tools="Bash")
             return (await turn("Build it", key="build", session=plan.session)).text
         """
     )
@@ -152,7 +157,14 @@ async def test_a_turn_is_a_task(scripted_model: Model, tmp_path: Path) -> None:
             "Turn 1 of session work",
             "Turn 2 of session work",
         ]
-        assert any("| cost | $0" in str(artifact.data) and "Plan: done" in str(artifact.data) for artifact in artifacts)
+        (shown,) = (str(artifact.data) for artifact in artifacts if "Plan: done" in str(artifact.data))
+        assert "| cost | $0" in shown
+        assert re.findall("(?m)^### .*|^    .*", shown)[:4] == [
+            "### Prompt",
+            "    Plan it",
+            "### Tool calls",
+            '    Bash {"command": "pwd"}',
+        ]
         async with asyncio.timeout(30):
             while True:
                 logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
@@ -191,8 +203,9 @@ async def test_what_cannot_pass_is_not_tried_again(scripted_model: Model, work: 
             return (await turn("prompts/plan.md", session="work")).text
         """
     )
-    with pytest.raises(FlowError, match="channelcoder flow resume work"):
+    with pytest.raises(ApiError, match=r"channelcoder flow resume work$") as failed:
         await run(entrypoint)
+    assert (failed.value.kind, failed.value.status, failed.value.session) == ("api/400", 400, "work")
     kept = await journal()
     assert [event.message[:60] for event in kept.events if isinstance(event, Failed)] == [
         "the API refused the turn: API Error: 400 no such model (chan"
@@ -276,6 +289,187 @@ async def test_a_session_without_a_name_is_found_again(scripted_model: Model) ->
     assert set(again.sessions).isdisjoint(report.result)
 
 
+async def test_branches_without_names_keep_what_is_theirs(scripted_model: Model) -> None:
+    """Turns without `session=` in branches side by side get their own answers again, whichever comes first."""
+    model = scripted_model([{"when": "Plan A", "reply": {"hold": "gate", "text": "planned"}}, *ECHO])
+    entrypoint = write(
+        """
+        async def branch(name):
+            await turn(f"Plan {name}", key="plan", session=name)
+            return await turn(f"Check {name}", key="check")
+
+        @flow
+        async def branches():
+            checked = await asyncio.gather(branch("A"), branch("B"))
+            die_once()
+            return [check.replayed for check in checked]
+        """
+    )
+    first = asyncio.create_task(run(entrypoint))
+    await asyncio.to_thread(model.wait_for, "Check B")
+    model.release("gate")
+    with pytest.raises(FlowError, match="the power went out"):
+        await first
+    report = await resume("A")
+    assert report is not None
+    assert (report.result, report.turns) == ([True, True], 0)
+
+
+async def test_turns_may_start_side_by_side(scripted_model: Model) -> None:
+    """A flow whose first act is two turns at once is not in its own way."""
+    scripted_model(ECHO)
+    entrypoint = write(
+        """
+        @flow
+        async def abreast():
+            both = await asyncio.gather(turn("Plan it", session="a"), turn("Build it", session="b"))
+            return [each.text for each in both]
+        """
+    )
+    assert (await run(entrypoint)).result == ["Plan: done", "Build: done"]
+
+
+THREE_METHODS = """
+from channelcoder_flows.storage import open_storage
+
+class Shelf:
+    def __init__(self):
+        self.kept = open_storage("shelf")
+
+    async def save(self, state, name=None):
+        return await self.kept.save(state, name)
+
+    async def load(self, name):
+        return await self.kept.load(name)
+
+    async def list(self):
+        return await self.kept.list()
+"""
+
+
+async def test_a_store_without_a_url_is_found_again(scripted_model: Model) -> None:
+    """`session=plan.session` goes on in the store that the plan was made in, also where that has only three methods."""
+    scripted_model(ECHO)
+    entrypoint = write(
+        THREE_METHODS
+        + """
+@flow
+async def shelved():
+    plan = await turn("Plan it", key="plan", session="work", storage=Shelf())
+    return (await turn("Build it", key="build", session=plan.session)).turn
+"""
+    )
+    assert (await run(entrypoint)).result == 2
+    assert await open_storage(load_settings().store).list() == []
+
+
+async def test_a_store_that_cannot_be_found_is_asked_for(scripted_model: Model) -> None:
+    """A session of an unknown store is not begun anew in another one."""
+    model = scripted_model(ECHO)
+    entrypoint = write(
+        """
+        from channelcoder_flows import SessionRef
+
+        @flow
+        async def lost():
+            await turn("Build it", session=SessionRef(name="elsewhere", seq=5))
+        """
+    )
+    with pytest.raises(UsageError, match="is in a store that has no URL: pass the store as storage="):
+        await run(entrypoint)
+    assert model.paid() == 0
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "error"),
+    [
+        ("await Session.remove('work')", SessionNotFound),
+        ("await Session.remove('work'); await turn('Extra', key='extra', session='work')", SessionConflict),
+    ],
+)
+async def test_a_session_that_is_gone_is_not_begun_anew(
+    scripted_model: Model, meanwhile: str, error: type[SessionError]
+) -> None:
+    """Going on from a turn whose session was removed or replaced is an error: Claude would know nothing of it."""
+    model = scripted_model(ECHO)
+    entrypoint = write(
+        f"""
+        @flow
+        async def bereft():
+            plan = await turn("Plan it", key="plan", session="work")
+            {meanwhile}
+            await turn("Build it", key="build", session=plan.session)
+        """
+    )
+    with pytest.raises(error, match="since the turn to go on from: pass "):
+        await run(entrypoint)
+    assert model.paid("Build") == 0
+
+
+async def test_a_chosen_store_holds_all_of_a_run(scripted_model: Model, work: Path) -> None:
+    """`flow run --store` keeps every session of the run there, and the command that resumes it says so."""
+    scripted_model(ECHO)
+    entrypoint = write(
+        """
+        @flow
+        async def moved():
+            await Session("aside").claude("Check it")
+            plan = await turn("Plan it", key="plan", session="work")
+            die_once()
+            return plan.replayed
+        """
+    )
+    chosen = load_settings(overrides={"store": "mine"})
+    with pytest.raises(FlowError) as failed:
+        await run_flow(entrypoint, {}, settings=chosen)
+    command = f"channelcoder flow resume work --store {(work / 'mine').as_uri()}"
+    assert failed.value.message.endswith(f"; to go on from there: {command}")
+    with pytest.raises(SessionUnfinished, match=re.escape(f"`{command.replace(' work', ' aside')}`")):
+        await run_flow(entrypoint, {}, settings=chosen)
+    assert [await open_storage(store).exists("work") for store in ("mine", load_settings().store)] == [True, False]
+    assert await open_storage("mine").exists("aside")
+    report = await resume_flow("work", {}, settings=chosen)
+    assert report is not None
+    assert report.result is True
+
+
+async def test_a_session_in_a_flow_counts(scripted_model: Model) -> None:
+    """The report has the turns and the cost of a `Session` that the flow uses itself, and of an answer asked twice."""
+    form, output = "Form it", {"a": "x"}
+    scripted_model([{"when": "does not fit", "reply": {"output": output}}, {"when": form, "reply": "no form"}, *ECHO])
+    Path("prompts/form.md").write_text(f"---\noutput: {{a: string}}\n---\n{form}")
+    entrypoint = write(
+        """
+        @flow
+        async def direct():
+            session = Session("work")
+            await session.claude("Plan it")
+            await session.claude("prompts/form.md")
+            return session.cost_usd
+        """
+    )
+    report = await run(entrypoint)
+    assert (report.turns, report.cost_usd) == (3, pytest.approx(report.result))
+
+
+@pytest.mark.parametrize("call", ["claude('Plan it')", "turn('Plan it', storage='memory:')"])
+async def test_what_is_not_kept_is_not_for_flows(scripted_model: Model, call: str) -> None:
+    """A turn whose session nobody keeps is refused in a flow, with what to use instead."""
+    model = scripted_model(ECHO)
+    entrypoint = write(
+        f"""
+        from channelcoder_flows import claude
+
+        @flow
+        async def forgetful():
+            await {call}
+        """
+    )
+    with pytest.raises(UsageError, match=r"cannot be resumed: use turn\(\)"):
+        await run(entrypoint)
+    assert model.paid() == 0
+
+
 async def test_a_sync_flow_is_told_what_to_write(scripted_model: Model) -> None:
     """A flow that cannot await is refused in one line, before anything is spent."""
     model = scripted_model(ECHO)
@@ -318,10 +512,28 @@ async def test_a_secret_is_kept_nowhere(scripted_model: Model, claude_env: dict[
     assert report.result == "15 True"
 
 
-async def died(entrypoint: str) -> None:
+async def test_a_secret_left_at_its_default_is_not_asked_for(scripted_model: Model) -> None:
+    """Only a secret that was given has to be given again."""
+    scripted_model(ECHO)
+    entrypoint = write(
+        """
+        @flow
+        async def ajar(token: SecretStr = SecretStr("none")):
+            await turn("Plan it", session="work")
+            die_once()
+            return token.get_secret_value()
+        """
+    )
+    await died(entrypoint)
+    report = await resume("work")
+    assert report is not None
+    assert report.result == "none"
+
+
+async def died(entrypoint: str, **data: Any) -> None:
     """Run a flow that dies half-way."""
     with pytest.raises(FlowError, match="the power went out"):
-        await run(entrypoint)
+        await run(entrypoint, **data)
 
 
 async def test_a_new_run_does_not_pick_up_a_failed_one(scripted_model: Model) -> None:
@@ -333,26 +545,36 @@ async def test_a_new_run_does_not_pick_up_a_failed_one(scripted_model: Model) ->
     assert model.paid() == 1
 
 
-async def test_a_new_run_may_resume_a_failed_one(scripted_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`on_unfinished=resume`: the new run becomes the old one, takes its finished turn and ends it."""
+@pytest.mark.parametrize(
+    ("policy", "plans", "runs"), [("resume", 1, ["completed"]), ("new", 2, ["failed", "completed"])]
+)
+async def test_a_new_run_may_face_a_failed_one(
+    scripted_model: Model, monkeypatch: pytest.MonkeyPatch, policy: str, plans: int, runs: list[str]
+) -> None:
+    """`on_unfinished`: with `resume` a new run becomes the old one and ends it; with `new` it does all its steps."""
     model = scripted_model(ECHO)
     await died(entrypoint := write(TWO_STEPS))
-    monkeypatch.setenv("CHANNELCODER_ON_UNFINISHED", "resume")
+    monkeypatch.setenv("CHANNELCODER_ON_UNFINISHED", policy)
     assert (await run(entrypoint)).result == "Build: done"
-    assert (model.paid("Plan"), model.paid("Build")) == (1, 1)
+    assert (model.paid("Plan"), model.paid("Build")) == (plans, 1)
     kept = await journal()
-    assert [run.status for run in kept.runs.values()] == ["completed"]
+    assert [run.status for run in kept.runs.values()] == runs
 
 
-async def test_a_new_run_may_begin_anew(scripted_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`on_unfinished=new`: the new run does all its steps, in the same session."""
-    model = scripted_model(ECHO)
-    await died(entrypoint := write(TWO_STEPS))
-    monkeypatch.setenv("CHANNELCODER_ON_UNFINISHED", "new")
-    assert (await run(entrypoint)).result == "Build: done"
-    assert (model.paid("Plan"), model.paid("Build")) == (2, 1)
-    kept = await journal()
-    assert [run.status for run in kept.runs.values()] == ["failed", "completed"]
+async def test_what_one_turn_may_do_is_its_own(scripted_model: Model) -> None:
+    """`on_unfinished=` of one turn holds for that turn's session, not for the sessions that come after."""
+    scripted_model(ECHO)
+    await died(write(TWO_STEPS), name="dead")
+    entrypoint = write(
+        """
+        @flow
+        async def particular():
+            await turn("Plan it", key="plan", session="fresh", on_unfinished="new")
+            await turn("Build it", key="build", session="dead")
+        """
+    )
+    with pytest.raises(SessionUnfinished, match="the last run of session 'dead' did not end"):
+        await run(entrypoint)
 
 
 @pytest.mark.parametrize("policy", ["fail", "resume", "new"])
@@ -381,15 +603,20 @@ async def test_no_run_goes_on_in_a_session_that_another_is_in(
 
 
 async def test_a_living_run_is_not_resumed_unless_it_is_taken_over(scripted_model: Model) -> None:
-    """`flow resume` of a run that goes on is refused; with takeover it goes on here, and the other one stops."""
-    model = scripted_model([{"when": "Extra", "reply": {"hold": "gate", "text": "done"}}, *ECHO])
+    """`flow resume` of a run that goes on is refused; with takeover it goes on here, and the other one stops.
+
+    Once the other one is gone, the run is this one's like any other: a third is refused.
+    """
+    words = ("Extra", "Build", "Check")
+    model = scripted_model([*({"when": word, "reply": {"hold": word, "text": "done"}} for word in words), *ECHO])
     entrypoint = write(
         """
         @flow
         async def contested():
             await turn("Plan it", key="plan", session="work")
             await turn("Extra", key="side", session="side")
-            return (await turn("Build it", key="build", session="work")).text
+            await turn("Build it", key="build", session="work")
+            return (await turn("Check it", key="check", session="work")).text
         """
     )
     first = asyncio.create_task(run(entrypoint))
@@ -400,14 +627,18 @@ async def test_a_living_run_is_not_resumed_unless_it_is_taken_over(scripted_mode
     async with asyncio.timeout(60):
         while sum(event.kind == "run" for event in (await journal()).events) < 2:
             await asyncio.sleep(0.02)  # it has to write itself into the session first
-    model.release("gate")
-    with pytest.raises(FlowError, match="was taken over by another process") as stopped:
+    model.release("Extra")
+    with pytest.raises(RunTakenOver, match=r"was taken over by another process: this one stops here$"):
         await first
-    assert stopped.value.exit_code == RunTakenOver.exit_code
+    model.release("Build")
+    await asyncio.to_thread(model.wait_for, "Check")
+    with pytest.raises(RunAlive):
+        await resume("work")
+    model.release("Check")
     report = await second
     assert report is not None
-    assert report.result == "Build: done"
-    assert [model.paid(word) for word in ("Plan", "Extra", "Build")] == [1, 1, 1]
+    assert report.result == "done"
+    assert [model.paid(word) for word in ("Plan", *words)] == [1, 1, 1, 1]
 
 
 DIVERGING = """
@@ -432,9 +663,10 @@ async def test_a_changed_step_stops_the_resume(scripted_model: Model, work: Path
     """Editing a finished step stops the resume before anything is spent, and names step, change and ways on."""
     model = scripted_model(ECHO)
     await diverged(model, work)
-    with pytest.raises(ChannelCoderError) as stopped:
+    with pytest.raises(SessionDiverged) as stopped:
         await resume("work")
-    assert stopped.value.exit_code == 4
+    assert stopped.value.changed == ("prompt",)
+    assert "to go on from there" not in stopped.value.message
     assert "step 'plan' of session 'work' was changed since it ran (prompt)" in stopped.value.message
     assert "--keep" in stopped.value.message
     assert "--rerun" in stopped.value.message
@@ -642,6 +874,15 @@ async def test_the_example_flow_mends_what_the_tests_show(scripted_model: Model)
     assert [turn.step.key for turn in kept.turns] == steps
     assert "test_accents: é != e" in kept.turns[3].prompt
     assert (model.paid("Build the plan"), model.paid("The tests failed"), model.paid("Review")) == (1, 2, 0)
+
+
+def test_the_last_word_is_ours(scripted_model: Model, work: Path, prefect_api: str) -> None:
+    """What Prefect still has to tell its server is told before the error is: the last line says how to go on."""
+    scripted_model(ECHO)
+    failed = channelcoder("flow", "run", write(TWO_STEPS), cwd=work, PREFECT_API_URL=prefect_api)
+    assert failed.returncode == 1
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("channelcoder: RuntimeError: the power went out; to go on from there: "), failed.stderr
 
 
 @pytest.mark.parametrize(
