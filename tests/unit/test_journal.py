@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelcoder_flows.branching import fork_session, rewind_event
+from channelcoder_flows.branching import fork_anew, fork_session, rewind_event
 from channelcoder_flows.errors import UsageError
 from channelcoder_flows.journal import (
     EVENT,
@@ -189,18 +189,20 @@ def test_a_rewind_goes_back_exactly(history: list[Callable[[Writer], None]], num
         rewind_event(journal, to + 1)
 
 
+class Kept(MemorySessionStorage):
+    """A store of sessions whose deltas are just their names."""
+
+    async def delta(self, name: str, sha256: str) -> bytes:
+        return sha256.encode()
+
+    async def append(self, name: str, events: Any, *, expect: int, deltas: Any = None) -> int:
+        assert {d for event in events for d in deltas_of(event)} <= set(deltas or {})
+        return await super().append(name, events, expect=expect)
+
+
 async def forked(journal: Journal, at: int | None) -> Journal:
-    """Fork a session in memory whose deltas are just their names."""
-
-    class Named(MemorySessionStorage):
-        async def delta(self, name: str, sha256: str) -> bytes:
-            return sha256.encode()
-
-        async def append(self, name: str, events: Any, *, expect: int, deltas: Any = None) -> int:
-            assert {delta for event in events for delta in deltas_of(event)} <= set(deltas or {})
-            return await super().append(name, events, expect=expect)
-
-    fork = await fork_session(OpenSession(Named(), "s", journal), "f", at=at)
+    """Fork a session at a turn, or all of it."""
+    fork = await fork_session(OpenSession(Kept(), "s", journal), "f", at=at)
     return fork.journal
 
 
@@ -222,6 +224,35 @@ async def test_a_fork_is_what_was_said(history: list[Callable[[Writer], None]], 
     assert fork.created is not None
     assert fork.created.forked_from is not None
     assert (fork.name, fork.created.forked_from.name) == ("f", "s")
+
+
+@given(HISTORIES, HISTORIES)
+async def test_a_fork_made_anew_is_a_fork_of_now(
+    before: list[Callable[[Writer], None]], after: list[Callable[[Writer], None]]
+) -> None:
+    """Made anew, a fork is what a new one would be; what had been done on it stays in its journal, and counted."""
+    store, writer = Kept(), Writer()
+    session = OpenSession(store, "s", writer.journal)
+    for happens in before:
+        happens(writer)
+    fork = await fork_session(session, "f")
+    done = Turn(turn_id="done", session_id="f", prompt="p", text="t", cost_usd=1.0, started=AT)
+    await fork.append(done)
+    for happens in after:
+        happens(writer)
+    await fork_anew(fork, session)
+    new = await fork_session(session, "new")
+    assert fork.journal.entries == new.journal.entries
+    assert (fork.journal.messages, fork.journal.mark) == (new.journal.messages, new.journal.mark)
+    assert fork.journal.deltas() == new.journal.deltas()
+    assert fork.journal.origin == new.journal.origin
+    assert fork.journal.session_id not in {*writer.journal.chain, new.journal.session_id}
+    assert done in fork.journal.events
+    assert (fork.journal.totals.turns, fork.journal.totals.messages) == (
+        len(new.journal.turns),
+        len(new.journal.messages),
+    )
+    assert fork.journal.totals.cost_usd == 1.0
 
 
 def test_an_intent_is_open_until_its_own_ending() -> None:
