@@ -14,7 +14,7 @@ from channelcoder_flows.errors import (
     SessionUnfinished,
     UsageError,
 )
-from channelcoder_flows.journal import Created, Failed, Intent, Journal, Turn, now
+from channelcoder_flows.journal import Created, Failed, ForkOrigin, Intent, Journal, Rewind, StepRef, Turn, now
 from channelcoder_flows.run import Match, OnDiverged, Run, base_of, check_step_name, next_key, quoted
 
 Asked = tuple[str, str]
@@ -262,3 +262,29 @@ def test_names() -> None:
         with pytest.raises(UsageError, match="step's key"):
             check_step_name(name)
     assert check_step_name("Plan the work") == "Plan the work"
+
+
+def test_a_turn_stands_unless_somebody_else_went_back_over_it() -> None:
+    """What the flow itself goes back over it does again on a resume; what anybody else took back is gone."""
+    flow, run = Flow(), Run("run", owner="me")
+    for name in ("plan", "test"):
+        flow.do(flow.ask(run, name, "x"), "x")
+    plan, test = flow.journal.turns
+    flow.journal.apply(rewind_event(flow.journal, 1, step=StepRef(run="run", key="rewind")))
+    assert (run.stands(flow.journal, plan.turn_id), run.stands(flow.journal, test.turn_id)) == (True, True)
+    flow.journal.apply(rewind_event(flow.journal, 0))
+    assert (run.stands(flow.journal, plan.turn_id), run.stands(flow.journal, test.turn_id)) == (False, False)
+
+
+def test_nothing_done_on_a_fork_counts_once_it_is_made_anew() -> None:
+    """Turns and ways back on a fork that was made anew are done again, even where none of its turns was left."""
+    flow, run = Flow(), Run("run", owner="me")
+    flow.do(flow.ask(run, "plan", "x"), "x")
+    cleared = StepRef(run="run", key="clear")
+    flow.journal.apply(rewind_event(flow.journal, 0, step=cleared))
+    assert run.has_done(flow.journal, cleared)
+    origin = ForkOrigin(name="parent", turn=0)
+    flow.journal.apply(Rewind(to=0, session_id="c", message_count=0, forked_from=origin))
+    resumed = Run("run", owner="you")
+    assert not resumed.has_done(flow.journal, cleared)
+    assert flow.ask(resumed, "plan", "x").recorded is None
