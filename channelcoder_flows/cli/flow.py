@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 from collections.abc import Coroutine
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,8 +15,7 @@ from channelcoder_flows.cli.options import Data, Json, Store, Verbose, read_data
 from channelcoder_flows.config import OnUnfinished
 from channelcoder_flows.errors import UsageError
 from channelcoder_flows.flow.launch import FlowReport, resume_flow, run_flow
-
-T = TypeVar("T")
+from channelcoder_flows.run import OnDiverged
 
 
 async def run(
@@ -35,7 +34,7 @@ async def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a flow and print what it returns."""
-    running = run_flow(
+    work = run_flow(
         entrypoint,
         read_data(data),
         settings=settings(store),
@@ -43,8 +42,7 @@ async def run(
         on_unfinished=on_unfinished,
         say=output.say,
     )
-    report = await _unless_interrupted(running)
-    _print(report, as_json=json)
+    await _show(work, as_json=json)
 
 
 async def resume(
@@ -62,8 +60,8 @@ async def resume(
     """Start the session's last run again: what is done is not done twice."""
     if keep and rerun:
         raise UsageError("--keep and --rerun are two ways on: give one of them")
-    on_diverged: Literal["fail", "keep", "rerun"] = "keep" if keep else "rerun" if rerun else "fail"
-    resuming = resume_flow(
+    on_diverged: OnDiverged = "keep" if keep else "rerun" if rerun else "fail"
+    work = resume_flow(
         session,
         read_data(data),
         settings=settings(store),
@@ -71,23 +69,20 @@ async def resume(
         takeover=takeover,
         say=output.say,
     )
-    report = await _unless_interrupted(resuming)
-    if report is None:
-        output.say(f"nothing to resume: the last run of session {session!r} has ended")
-        if json:
-            output.document(None)
-    else:
-        _print(report, as_json=json)
+    await _show(work, as_json=json, nothing=f"nothing to resume: the last run of session {session!r} has ended")
 
 
-async def _unless_interrupted(work: Coroutine[Any, Any, T]) -> T:
+async def _show(work: Coroutine[Any, Any, FlowReport | None], *, as_json: bool, nothing: str = "") -> None:
+    """Print what becomes of a run; `nothing` is what to say where there was none to resume."""
     try:
-        return await work
+        report = await work
     except asyncio.CancelledError as exc:
         raise Interrupted(str(exc) or "interrupted: every finished turn is kept") from None
-
-
-def _print(report: FlowReport, *, as_json: bool) -> None:
+    if report is None:
+        output.say(nothing)
+        if as_json:
+            output.document(None)
+        return
     if as_json:
         document: dict[str, Any] = {
             "result": report.result,

@@ -39,7 +39,7 @@ from channelcoder_flows.flow.running import (
     plain_parameters,
 )
 from channelcoder_flows.flow.server import prefect_server
-from channelcoder_flows.run import OnDiverged, OnUnfinished, Run, resume_command
+from channelcoder_flows.run import OnDiverged, OnUnfinished, Run, quoted, resume_command
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import Frozen
@@ -210,8 +210,8 @@ async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
 
 def _with_the_way_on(exc: BaseException, running: Running) -> BaseException:
     """Return the same error, with the command that resumes the run at the end of its message."""
-    *_, last = [None, *running.run.sessions.items()]
-    way_on = f"; to go on from there: {resume_command(*last)}" if last else ""
+    sessions = running.run.sessions
+    way_on = f"; to go on from there: {_resume_line(running.run)}" if sessions else ""
     if isinstance(exc, asyncio.CancelledError):
         return asyncio.CancelledError(f"interrupted: every finished turn is kept{way_on}")
     if isinstance(exc, ChannelCoderError):
@@ -219,8 +219,18 @@ def _with_the_way_on(exc: BaseException, running: Running) -> BaseException:
         error.message += way_on
         error.args = (error.message,)
         return error
-    when = "" if last else "the flow failed before its first turn: "
+    when = "" if sessions else "the flow failed before its first turn: "
     return FlowError(f"{when}{type(exc).__name__}: {exc}{way_on}")
+
+
+def _resume_line(run: Run) -> str:
+    """Return the command that goes on with a run; only a session whose store has a URL leads to it by itself."""
+    *_, last = [None, *((name, store) for name, store in run.sessions.items() if store)]
+    return (
+        resume_command(*last)
+        if last
+        else f"channelcoder flow run {quoted(run.entrypoint)} … --run-key {quoted(run.key)}"
+    )
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:

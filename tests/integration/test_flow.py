@@ -348,18 +348,22 @@ class Shelf:
 
 
 async def test_a_store_without_a_url_is_found_again(scripted_model: Model) -> None:
-    """`session=plan.session` goes on in the store that the plan was made in, also where that has only three methods."""
-    scripted_model(ECHO)
+    """`session=plan.session` goes on where the plan was made, also in a store of three methods; so does the run."""
+    model = scripted_model(ECHO)
     entrypoint = write(
         THREE_METHODS
         + """
 @flow
 async def shelved():
     plan = await turn("Plan it", key="plan", session="work", storage=Shelf())
+    die_once()
     return (await turn("Build it", key="build", session=plan.session)).turn
 """
     )
-    assert (await run(entrypoint)).result == 2
+    with pytest.raises(FlowError, match=r"to go on from there: channelcoder flow run \S+ … --run-key mine$"):
+        await run_flow(entrypoint, {}, settings=load_settings(), run_key="mine")
+    report = await run_flow(entrypoint, {}, settings=load_settings(), run_key="mine")
+    assert (report.result, report.turns, model.paid("Plan")) == (2, 1, 1)
     assert await open_storage(load_settings().store).list() == []
 
 
