@@ -41,6 +41,7 @@ def transcript(argv: tuple[str, ...], code: int, stdout: str, stderr: str, paths
         text = text.replace(path, name)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     text = re.sub(r"\d+\.\d s$", "N s", text, flags=re.MULTILINE)
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
     return re.sub(r"\S+/_bundled/claude", "claude", text)
 
 

@@ -74,6 +74,7 @@ TYPED_WRONG = {
     "typo-in-a-flow": ("flow", "run", "flow.py:featrue", "-d", "name=search"),
     "wrong-path-of-a-flow": ("flow", "run", "flows/flow.py:feature"),
     "missing-parameter-of-a-flow": ("flow", "run", "flow.py:feature"),
+    "typo-in-a-parameter-of-a-flow": ("flow", "run", "flow.py:feature", "-d", "nmae=search"),
     "two-ways-on": ("flow", "resume", "my-project", "--keep", "--rerun"),
     "resume-of-a-missing-session": ("flow", "resume", "my-project"),
 }
@@ -217,6 +218,44 @@ def test_interrupted_in_a_flow(project: Path, scripted_model: Start) -> None:
     resumed = channelcoder(*shlex.split(line.rpartition(": ")[2])[1:], cwd=project)
     assert (resumed.returncode, resumed.stdout) == (0, "Built.\n"), resumed.stderr
     assert model.paid("Plan") == 1
+
+
+@pytest.mark.xdist_group("prefect")
+def test_a_flow_that_fails(
+    project: Path, scripted_model: Start, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow that the API refuses says so, and how to go on; every wrong way on is told, and names the right one."""
+    for name, value in {"PREFECT_API_URL": prefect_api, "CLAUDE_CODE_MAX_RETRIES": "0"}.items():
+        monkeypatch.setenv(name, value)
+    flow = project / "two.py"
+
+    def told(name: str, *argv: str) -> None:
+        run = channelcoder(*argv, cwd=project)
+        # Prefect's own log stands around it, with times.
+        stderr = "".join(line for line in run.stderr.splitlines(keepends=True) if " | " not in line)
+        assert "Traceback" not in stderr
+        check_snapshot(f"messages/{name}.txt", transcript(argv, run.returncode, run.stdout, stderr, paths(project)))
+
+    scripted_model([{"when": "Plan", "reply": "Planned."}, {"reply": {"error": 529, "message": "Overloaded"}}])
+    flow.write_text(TWO_TURNS)
+    told("overloaded-in-a-flow", "flow", "run", "two.py:two")
+    told("run-that-did-not-end", "flow", "run", "two.py:two")
+    flow.write_text(TWO_TURNS.replace("Plan it", "Plan it well"))
+    told("step-that-changed", "flow", "resume", "work")
+    flow.write_text(TWO_TURNS)
+
+    model = scripted_model([{"when": "Build", "reply": {"hold": "gate", "text": "Built."}}])
+    process = start("flow", "resume", "work", cwd=project)
+    try:
+        model.wait_for("Build")
+        told("run-that-is-alive", "flow", "resume", "work")
+        model.release("gate")
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (0, "Built.\n"), stderr
+    told("nothing-to-resume", "flow", "resume", "work")
+    assert not [request for request in model.requests if "Plan" in request.prompt]
 
 
 def test_doctor(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
