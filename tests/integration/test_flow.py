@@ -294,15 +294,20 @@ async def test_branches_without_names_keep_what_is_theirs(scripted_model: Model)
     model = scripted_model([{"when": "Plan A", "reply": {"hold": "gate", "text": "planned"}}, *ECHO])
     entrypoint = write(
         """
-        async def branch(name):
+        async def branch(name, checked):
             await turn(f"Plan {name}", key="plan", session=name)
-            return await turn(f"Check {name}", key="check")
+            if name == "B" and Path("mended").exists():
+                await checked.wait()
+            check = await turn(f"Check {name}", key="check")
+            checked.set()
+            return check
 
         @flow
         async def branches():
-            checked = await asyncio.gather(branch("A"), branch("B"))
+            checked = asyncio.Event()
+            checks = await asyncio.gather(branch("A", checked), branch("B", checked))
             die_once()
-            return [check.replayed for check in checked]
+            return [check.replayed for check in checks]
         """
     )
     first = asyncio.create_task(run(entrypoint))
@@ -883,7 +888,19 @@ async def test_the_example_flow_mends_what_the_tests_show(scripted_model: Model)
 def test_the_last_word_is_ours(scripted_model: Model, work: Path, prefect_api: str) -> None:
     """What Prefect still has to tell its server is told before the error is: the last line says how to go on."""
     scripted_model(ECHO)
-    failed = channelcoder("flow", "run", write(TWO_STEPS), cwd=work, PREFECT_API_URL=prefect_api)
+    entrypoint = write(
+        """
+        from prefect.events import emit_event
+
+        @flow
+        async def talkative():
+            await turn("Plan it", session="work")
+            for _ in range(2000):
+                emit_event("something.happened", resource={"prefect.resource.id": "test.talkative"})
+            die_once()
+        """
+    )
+    failed = channelcoder("flow", "run", entrypoint, cwd=work, PREFECT_API_URL=prefect_api)
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
     assert last.startswith("channelcoder: RuntimeError: the power went out; to go on from there: "), failed.stderr
