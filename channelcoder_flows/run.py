@@ -145,7 +145,7 @@ class Run:
         if policy == "fail":
             raise SessionUnfinished(
                 f"the last run of session {name!r} did not end: go on with `{resume_command(name, store)}`, "
-                "or begin anew with on_unfinished=new",
+                'or begin anew with --on-unfinished new (in Python: on_unfinished="new")',
                 name=name,
                 run_key=last.run,
             )

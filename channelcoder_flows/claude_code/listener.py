@@ -137,7 +137,7 @@ class Listener:
 
     def _error(self, result: ResultMessage) -> TurnError:
         said = "; ".join(result.errors or ()) or result.result or result.subtype
-        said = " ".join(said.split())
+        said = " ".join(said.split()).rstrip(".")
         status = result.api_error_status
         kind = result.terminal_reason or result.subtype
         if result.subtype == "error_max_turns":
