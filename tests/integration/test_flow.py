@@ -13,7 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from commandline import channelcoder
 from hand import said
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -883,27 +882,6 @@ async def test_the_example_flow_mends_what_the_tests_show(scripted_model: Model)
     assert [turn.step.key for turn in kept.turns] == steps
     assert "test_accents: é != e" in kept.turns[3].prompt
     assert (model.paid("Build the plan"), model.paid("The tests failed"), model.paid("Review")) == (1, 2, 0)
-
-
-def test_the_last_word_is_ours(scripted_model: Model, work: Path, prefect_api: str) -> None:
-    """What Prefect still has to tell its server is told before the error is: the last line says how to go on."""
-    scripted_model(ECHO)
-    entrypoint = write(
-        """
-        from prefect.events import emit_event
-
-        @flow
-        async def talkative():
-            await turn("Plan it", session="work")
-            for _ in range(2000):
-                emit_event("something.happened", resource={"prefect.resource.id": "test.talkative"})
-            die_once()
-        """
-    )
-    failed = channelcoder("flow", "run", entrypoint, cwd=work, PREFECT_API_URL=prefect_api)
-    assert failed.returncode == 1
-    last = failed.stderr.splitlines()[-1]
-    assert last.startswith("channelcoder: RuntimeError: the power went out; to go on from there: "), failed.stderr
 
 
 @pytest.mark.parametrize(
