@@ -19,8 +19,8 @@ from channelcoder_flows.branching import check_turn, fork_anew, fork_session, re
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.conversation import Conversation, attach
 from channelcoder_flows.ending import to_the_end
-from channelcoder_flows.errors import SessionExists, UsageError
-from channelcoder_flows.journal import Journal, Moved, SessionInfo, SessionState, StepRef, deltas_of
+from channelcoder_flows.errors import UsageError
+from channelcoder_flows.journal import Journal, SessionInfo, SessionState, StepRef
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import Run, current_run
 from channelcoder_flows.step import Step, Surroundings, run_step
@@ -36,6 +36,7 @@ from channelcoder_flows.turn import (
     StreamChunk,
     TurnResult,
 )
+from channelcoder_flows.unsaved import Unsaved, make_free, remove_unused
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Session:
                 "resumed: use turn()"
             )
         self._named = name is not None
-        self._kept: _Kept | None = None if auto_save else _Kept()
+        self._kept: Unsaved | None = None if auto_save else Unsaved()
         first_id = str(uuid.uuid4())
         if name is None and run is not None:
             name = name_in_run(run, "session")
@@ -212,7 +213,7 @@ class Session:
         if made := await self._made_by(target, step):
             self._open, self._named = made, True
             return target
-        await _make_free(self._store, target, overwrite=overwrite)
+        await make_free(self._store, target, overwrite=overwrite)
         await self._open.begin()
         if self._named or step.run:
             # A flow's own session keeps its name: that is how a resumed flow finds the way here again.
@@ -303,7 +304,7 @@ class Session:
     @classmethod
     async def remove(cls, name: str, *, storage: SessionStorage | str | Path | None = None) -> None:
         """Delete a session. Raises `SessionNotFound`, and `SessionBusy` when a turn of it runs."""
-        await _remove(_storage(storage), name)
+        await remove_unused(_storage(storage), name)
 
     async def _ready(self) -> None:
         """Read what the store has of it, and do what was asked for without waiting."""
@@ -337,7 +338,7 @@ class Session:
             if not _done(self._open.journal, step):
                 await self._open.append(event.model_copy(update={"step": step}), deltas=deltas)
 
-    async def _borrow(self, kept: _Kept) -> None:
+    async def _borrow(self, kept: Unsaved) -> None:
         """Take along what the store has of a session that goes on in memory. Raises `SessionNotFound`."""
         stored = await OpenSession.load(self._store, self.name)
         await self._settle(stored)
@@ -411,46 +412,6 @@ class _Operation:
     session_id: str | None
 
 
-class _Kept:
-    """How much of a session that is not saved by itself the store has, and under which name."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.seq = 0
-
-    async def begin_from(self, stored: OpenSession, session: OpenSession) -> None:
-        """Let `session`, in memory, go on from what is stored."""
-        await session.storage.save(await stored.storage.load(stored.name), session.name)
-        await session.refresh()
-        self.name, self.seq = session.name, session.journal.seq
-
-    async def part(self, session: OpenSession) -> None:
-        """Go on under a Claude session id of its own, before the first turn that the store has not.
-
-        Under the stored one's, a turn that is never saved would be taken for one that was typed by hand.
-        """
-        if session.journal.entries and session.journal.seq == self.seq:
-            await session.append(Moved(session_id=str(uuid.uuid4()), reason="not saved yet"))
-
-    async def keep(self, session: OpenSession, store: JournalStorage, name: str, *, overwrite: bool) -> OpenSession:
-        """Write what the store has not; return the session to go on with: under a second name it is a fork."""
-        if name != self.name:
-            await _make_free(store, name, overwrite=overwrite)
-            if self.name is not None:
-                session = await fork_session(session, name)
-            elif not session.journal.events:
-                session.name = name
-            elif session.name != name:
-                await session.rename(name)
-            self.name, self.seq = name, 0
-        await session.begin()
-        events = session.journal.events[self.seq :]
-        wanted = {delta for event in events for delta in deltas_of(event)}
-        deltas = {delta: await session.delta(delta) for delta in wanted}
-        self.seq = await store.append(name, events, expect=self.seq, deltas=deltas)
-        return session
-
-
 async def claude(
     prompt: str | Path | Prompt, *, cwd: str | Path | None = None, **arguments: Unpack[TurnArguments]
 ) -> TurnResult:
@@ -513,22 +474,6 @@ def _free_name(source: Session, step: Step, asked: Mapping[str, str]) -> str:
     if run := current_run():
         return name_in_run(run, f"{source.name[:80]}-{step.name}", asked)
     return f"{source.name[:150]}-{step.name[:30]}-{uuid.uuid4().hex[:8]}"
-
-
-async def _make_free(store: JournalStorage, name: str, *, overwrite: bool) -> None:
-    if await store.exists(name):
-        if not overwrite:
-            raise _exists(name)
-        await _remove(store, name)
-
-
-async def _remove(store: JournalStorage, name: str) -> None:
-    async with store.lock(name, wait=0):
-        await store.remove(name)
-
-
-def _exists(name: str) -> SessionExists:
-    return SessionExists(f"there is a session {name!r} already: choose another name, or pass overwrite=True", name=name)
 
 
 def _printer(chunk: StreamChunk) -> None:
