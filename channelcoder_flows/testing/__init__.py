@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from channelcoder_flows.testing.model import ScriptedModel as ScriptedModel
     from channelcoder_flows.testing.script import Rule as Rule
     from channelcoder_flows.testing.script import Script as Script
+    from channelcoder_flows.testing.storage_conformance import run_storage_conformance as run_storage_conformance
 
 _HOMES = {
     "ModelRequest": "ledger",
@@ -17,9 +18,10 @@ _HOMES = {
     "Script": "script",
     "ScriptedModel": "model",
     "read_log": "ledger",
+    "run_storage_conformance": "storage_conformance",
 }
 
-__all__ = ["ModelRequest", "Rule", "Script", "ScriptedModel", "read_log"]
+__all__ = ["ModelRequest", "Rule", "Script", "ScriptedModel", "read_log", "run_storage_conformance"]
 
 
 def __getattr__(name: str) -> Any:
