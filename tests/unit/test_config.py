@@ -90,7 +90,7 @@ def test_found_upwards_and_nearest_only(project: Path, home: Path) -> None:
     ("text", "expected"),
     [
         ("sessions", "{file}/sessions"),
-        ("../shared", "{file}/../shared"),
+        ("../common", "{file}/../common"),
         ("/srv/sessions", "/srv/sessions"),
         ("~/sessions", "{home}/sessions"),
         ("postgresql://db/sessions", "postgresql://db/sessions"),
