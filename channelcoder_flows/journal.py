@@ -228,7 +228,7 @@ class Totals(Frozen):
 
     def after(self, event: Event) -> Totals:
         """Return the totals with `event` counted."""
-        new: dict[str, Any] = {"last_active": event.at}
+        new: dict[str, Any] = {"last_active": max(self.last_active or event.at, event.at)}
         match event:
             case Created():
                 new |= {"name": event.name, "created": event.at}

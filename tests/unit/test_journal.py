@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from channelcoder_flows.journal import (
     EVENT,
     EVENTS,
     Attach,
+    Check,
     Created,
     Event,
     Failed,
@@ -27,6 +28,7 @@ from channelcoder_flows.journal import (
     Rewind,
     SessionState,
     Started,
+    StepRef,
     Totals,
     Turn,
     deltas_of,
@@ -288,3 +290,10 @@ def test_every_kind_of_event_is_told_apart() -> None:
     assert [event.kind for event in events] == ["rewind", "moved", "session"]
     for event in events:
         assert type(EVENT.validate_json(EVENT.dump_json(event))) is type(event)
+
+
+def test_a_fork_is_as_young_as_it_is() -> None:
+    """What a fork inherits is older than the fork itself: `list` sorts by when it was made, not by what it copied."""
+    made = Created(name="fork", session_id="c")
+    old = Check(at=made.at - timedelta(days=3), step=StepRef(key="plan"), name="tests", passed=True)
+    assert Journal([made, old]).totals.last_active == made.at
