@@ -35,7 +35,8 @@ def check_tool(item: str) -> str:
     """Return `item` when it is one tool rule: `Name`, or `Name(what it may do)`.
 
     The CLI joins rules with commas and reads a leading dash as a flag, so an item that is more than one
-    rule would grant more than it says (`Read,Bash`).
+    rule would grant more than it says (`Read,Bash`). It parts a list at each comma and blank that the last
+    parenthesis before it does not open, nested or not: `Bash(a(b), Write, c)` grants Write.
 
     Raises:
         ValueError: the item is not exactly one rule.
@@ -45,11 +46,14 @@ def check_tool(item: str) -> str:
     if not (plain.isascii() and plain.isalnum() and name[0].isalpha()):
         raise ValueError(f"{item!r} is not a tool name such as Read, Bash(git log:*) or mcp__server__tool")
     if paren:
-        depth = 1
+        depth, closed = 1, False
         for position, character in enumerate(rest):
             depth += (character == "(") - (character == ")")
+            closed = character == ")" or (closed and character != "(")
             if character in "\0\n\r":
                 break
+            if closed and character in ", ":
+                raise ValueError(f"{item!r} is several rules to Claude Code: nothing may be parted after a )")
             if depth == 0:
                 if position == len(rest) - 1:
                     return item

@@ -19,6 +19,15 @@ ARGUMENT_LIMIT = 120_000
 """Bytes of one command-line argument (Linux allows 128 KiB)."""
 LINE_LIMIT = 64 << 20
 """Bytes of one line of the CLI's output."""
+_WITH_VALUE = frozenset(
+    (
+        *("--output-format", "--input-format", "--json-schema", "--mcp-config"),
+        *("--system-prompt", "--append-system-prompt", "--model", "--fallback-model", "--effort"),
+        *("--tools", "--allowedTools", "--disallowedTools", "--permission-prompt-tool", "--permission-mode"),
+        *("--max-turns", "--max-budget-usd"),
+    )
+)
+"""The flags after which the SDK puts their value as a word of its own."""
 
 
 def find_claude(configured: str | None = None) -> Path:
@@ -105,10 +114,22 @@ def sdk_options(
 
 
 def command(claude: Path, options: ClaudeAgentOptions) -> list[str]:
-    """Return the argv that the SDK would run for these options."""
+    """Return the argv that the SDK would run for these options, its values out of the way of the CLI's flags.
+
+    The CLI looks for some flags (`--handle-uri`, `--agent-teams`) among all its words, and so finds them in a model's name or
+    a system prompt as well. A value that begins with a dash is therefore one word with its flag: `--model=-x`.
+    """
     transport = SubprocessCLITransport(prompt="", options=options)
     transport._cli_path = str(claude)  # pyright: ignore[reportPrivateUsage]
-    return transport._build_command()  # pyright: ignore[reportPrivateUsage]
+    words = iter(transport._build_command())  # pyright: ignore[reportPrivateUsage]
+    argv: list[str] = []
+    for word in words:
+        value = next(words, None) if word in _WITH_VALUE else None
+        if value is not None and value.startswith("-"):
+            argv.append(f"{word}={value}")
+        else:
+            argv.extend((word,) if value is None else (word, value))
+    return argv
 
 
 def process_environment(options: ClaudeAgentOptions) -> dict[str, str]:

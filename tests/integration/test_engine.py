@@ -93,6 +93,7 @@ class TestEverythingIsStated:
         request = TurnRequest(prompt="--print", options=options, output_schema={"type": "object"})
         argv = command(Path("claude"), sdk_options(request, cwd=Path("/w"), env={}, session_id="0-0", resume=True))
         pairs = {flag: argv[at + 1] for at, flag in enumerate(argv[:-1]) if flag.startswith("--")}
+        pairs |= {flag: value for flag, joined, value in (word.partition("=") for word in argv) if joined}
         assert argv[0] == "claude"
         assert "--print" not in argv
         expected = {

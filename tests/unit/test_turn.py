@@ -38,7 +38,7 @@ def test_what_was_given_wins(low: dict[str, Any], middle: dict[str, Any], high: 
     [
         "Read",
         "Bash(git log:*)",
-        "Bash(echo (a) (b))",
+        "Bash(echo, a (b))",
         "mcp__server__tool",
         "mcp__server__*",
         "mcp__a-b__c",
@@ -65,6 +65,8 @@ def test_a_rule_is_taken_as_it_is(rule: str) -> None:
         "Bash(a)Read",
         "Bash(a),Read",
         "Bash(a)(b)",
+        "Bash(echo (a) (b))",
+        "Bash(a(b), Write, c(d))",
         "Bash(a\nb)",
         "Bash(a\0b)",
         "Bäsh",
@@ -74,7 +76,7 @@ def test_a_rule_is_taken_as_it_is(rule: str) -> None:
 )
 def test_more_than_one_rule_is_refused(rule: str) -> None:
     """What the CLI would read as another flag or as several rules is no rule."""
-    with pytest.raises(ValueError, match=r"tool name|parentheses"):
+    with pytest.raises(ValueError, match=r"tool name|parentheses|several rules"):
         check_tool(rule)
     with pytest.raises(UsageError, match="tools"):
         options_from(tools=[rule])
@@ -96,6 +98,20 @@ def test_no_accepted_rule_can_be_split(text: str) -> None:
             depths.append(depths[-1] + (character == "(") - (character == ")"))
         assert depths[-1] == 0
         assert 0 not in depths[:-1]
+    assert parted(text) == [text]
+
+
+def parted(rules: str) -> list[str]:
+    """Return the rules of a list as Claude Code 2.1.330 parts it."""
+    found, rule, inside = [], "", False
+    for character in rules:
+        if character in "()":
+            inside = character == "("
+        if character in ", " and not inside:
+            found, rule = [*found, rule.strip()], ""
+        else:
+            rule += character
+    return [rule for rule in [*found, rule.strip()] if rule]
 
 
 def test_arguments_that_do_not_fit() -> None:
