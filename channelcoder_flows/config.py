@@ -231,10 +231,29 @@ _TIMEOUTS = ("BASH_DEFAULT_TIMEOUT_MS", "BASH_MAX_TIMEOUT_MS", "MCP_TIMEOUT", "M
 _INHERITED = frozenset((*_SYSTEM, *_TRUST, *_PROXY, *map(str.lower, _PROXY), *_CLAUDE, *_TIMEOUTS))
 _INHERITED_PREFIXES = ("LC_", "XDG_", "GIT_AUTHOR_", "GIT_COMMITTER_", "ANTHROPIC_", "CLAUDE_CODE_", "DISABLE_")
 
+_PIPES = {
+    "ANTHROPIC_API_KEY": "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
+    "CLAUDE_CODE_OAUTH_TOKEN": "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
+}
+"""Secrets that the CLI also takes from a pipe, by the variable that tells it the pipe's number."""
+
+_SECRET = re.compile("(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?)$")
+_LOGINS = frozenset(
+    (
+        *_PIPES,
+        "ANTHROPIC_AUTH_TOKEN",
+        "ANTHROPIC_IDENTITY_TOKEN",
+        "CLAUDE_CODE_CLIENT_KEY",
+        "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE",
+    )
+)
+"""Of all that is called a secret, what the CLI logs in with: an ANTHROPIC_ADMIN_KEY is none of its business."""
+
 _CLOUDS = {
     "CLAUDE_CODE_USE_BEDROCK": ("AWS_",),
+    "CLAUDE_CODE_USE_ANTHROPIC_AWS": ("AWS_", "ANTHROPIC_AWS_"),
     "CLAUDE_CODE_USE_VERTEX": ("GOOGLE_", "GCLOUD_", "CLOUDSDK_", "CLOUD_ML_REGION", "VERTEX_REGION_"),
-    "CLAUDE_CODE_USE_FOUNDRY": ("AZURE_",),
+    "CLAUDE_CODE_USE_FOUNDRY": ("AZURE_", "ANTHROPIC_FOUNDRY_"),
 }
 """Credentials that the CLI needs only when it talks to that cloud."""
 
@@ -245,25 +264,45 @@ _OUTER_SESSION = re.compile(
 """What Claude Code 2.1.330 tells the processes of its own session: with these a turn would think it is part of it."""
 
 
-def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what of `environ` reaches the CLI, and so every command that Claude runs.
+class Secret(str):
+    """A value that is handed over on a pipe: the variable of its name holds the number of the pipe's descriptor."""
 
-    An allow-list: a variable passes when the CLI, git or the system needs it, or when `pass_env` names it. What tells
-    the processes of an outer Claude Code session that they belong to it never passes.
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Secret()"
+
+
+def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of `environ` reaches the CLI.
+
+    An allow-list: a variable passes when the CLI, git or the system needs it, or when `pass_env` names it. Every
+    command that Claude runs inherits it, so the key goes as a `Secret`, unless `pass_env` names it. What tells the
+    processes of an outer Claude Code session that they belong to it never passes.
     """
     clouds = tuple(_cloud_prefixes(environ))
     chosen = frozenset(settings.pass_env)
     chosen_prefixes = tuple(entry[:-1] for entry in chosen if entry.endswith("*"))
-    child = {
-        name: value
-        for name, value in environ.items()
-        if (name in _INHERITED or name in chosen or name.startswith(_INHERITED_PREFIXES + clouds + chosen_prefixes))
-        and not _OUTER_SESSION.match(name)
-    }
+    child: dict[str, str] = {}
+    for name, value in environ.items():
+        if _OUTER_SESSION.match(name):
+            continue
+        if name in chosen or name.startswith(chosen_prefixes):
+            child[name] = value
+        elif name in _PIPES and value:
+            child[_PIPES[name]] = Secret(value)
+        elif _is_needed(name) or name.startswith(clouds):
+            child[name] = value
     # Naming the default directory is not the same as leaving it out: the CLI then looks for its login elsewhere.
     if settings.sources.get("config_dir", "default") != "default":
         child["CLAUDE_CONFIG_DIR"] = settings.config_dir
     return child
+
+
+def _is_needed(name: str) -> bool:
+    if name in _INHERITED or name in _LOGINS:
+        return True
+    return name.startswith(_INHERITED_PREFIXES) and not _SECRET.search(name)
 
 
 def _cloud_prefixes(environ: Mapping[str, str]) -> Iterator[str]:

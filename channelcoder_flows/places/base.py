@@ -65,7 +65,7 @@ class Place(Protocol):
         ...
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> Process:
-        """Start a process with exactly this environment. Raises `PlaceError`."""
+        """Start a process with exactly this environment, a `Secret` in it on a pipe. Raises `PlaceError`."""
         ...
 
     async def end_stale(self, ident: ProcessIdent) -> bool:

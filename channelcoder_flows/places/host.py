@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from channelcoder_flows.config import Secret
 from channelcoder_flows.errors import PlaceError
 from channelcoder_flows.places.spec import PlaceSpec, ProcessIdent
 
@@ -43,7 +44,11 @@ class HostPlace:
             raise PlaceError(f"the working directory {self.cwd} does not exist: create it, or choose another with cwd=")
         marker = uuid.uuid4().hex
         keep, let_go = os.pipe()
+        pipes: list[int] = []
         try:
+            env = {
+                name: _hand_over(value, pipes) if isinstance(value, Secret) else value for name, value in env.items()
+            }
             process = await asyncio.create_subprocess_exec(
                 "/bin/sh",
                 str(KEEPER),
@@ -54,8 +59,8 @@ class HostPlace:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd=self.cwd,
-                env=dict(env),
-                pass_fds=(keep,),
+                env=env,
+                pass_fds=(keep, *pipes),
                 start_new_session=True,
             )
         except BaseException as exc:
@@ -64,7 +69,8 @@ class HostPlace:
                 raise PlaceError(f"cannot start {argv[0]}: {exc.strerror or exc}") from exc
             raise
         finally:
-            os.close(keep)
+            for end in (keep, *pipes):
+                os.close(end)
         ident = ProcessIdent(host=machine(), id=str(process.pid), started=start_time(process.pid), marker=marker)
         return HostProcess(process, ident, let_go)
 
@@ -152,6 +158,18 @@ class HostProcess:
             rest = rest[-4096:]
         if rest:
             self._stderr.append(rest.decode(errors="replace"))
+
+
+def _hand_over(secret: str, pipes: list[int]) -> str:
+    """Put a secret into a pipe; add the end it is read from to `pipes`, and return its number. Raises `OSError`."""
+    reading, writing = os.pipe()
+    pipes.append(reading)
+    try:
+        os.set_blocking(writing, False)  # what does not fit into a pipe is no key
+        os.write(writing, os.fsencode(secret))
+    finally:
+        os.close(writing)
+    return str(reading)
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelcoder_flows.config import ENVIRONMENT, KEYS, PERSONAL, Settings, child_environment, load_settings
+from channelcoder_flows.config import ENVIRONMENT, KEYS, PERSONAL, Secret, Settings, child_environment, load_settings
 from channelcoder_flows.errors import ConfigError
 
 
@@ -204,9 +204,35 @@ def child(settings: Settings = SETTINGS, **environ: str) -> set[str]:
 
 
 def test_secrets_stay_behind() -> None:
-    """Commands that Claude runs see no credentials but Claude's own."""
-    secrets = dict.fromkeys(["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "PREFECT_API_KEY", "DATABASE_URL"], "x")
-    assert child(PATH="/bin", ANTHROPIC_API_KEY="key", **secrets) == {"PATH", "ANTHROPIC_API_KEY"}
+    """Commands that Claude runs see no credentials; also none that only begins as Claude's own settings do."""
+    names = ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "PREFECT_API_KEY", "DATABASE_URL", "ANTHROPIC_ADMIN_KEY"]
+    assert child(PATH="/bin", **dict.fromkeys([*names, "CLAUDE_CODE_SLACK_TOKEN"], "x")) == {"PATH"}
+
+
+def test_settings_of_claude_code_pass() -> None:
+    """What Claude Code is set up with reaches it: models, limits, gateways, a client's certificate."""
+    needed = ["ANTHROPIC_BASE_URL", "ANTHROPIC_MODEL", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_MAX_OUTPUT_TOKENS"]
+    needed += ["CLAUDE_CODE_API_KEY_HELPER_TTL_MS", "CLAUDE_CODE_CLIENT_KEY", "DISABLE_TELEMETRY"]
+    assert child(**dict.fromkeys(needed, "x")) == set(needed)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipe"),
+    [
+        ("ANTHROPIC_API_KEY", "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"),
+        ("CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"),
+    ],
+)
+def test_the_key_goes_over_a_pipe(name: str, pipe: str) -> None:
+    """The key stands in no environment, unless `pass_env` says so; a traceback does not show it either."""
+    environ = child_environment(SETTINGS, {name: "sk-secret"})
+    assert (list(environ), environ[pipe]) == ([pipe], "sk-secret")
+    assert isinstance(environ[pipe], Secret)
+    assert "sk-secret" not in repr(environ)
+    for entry in (name, "*"):
+        allowed = SETTINGS.model_copy(update={"pass_env": (entry,)})
+        assert child_environment(allowed, {name: "sk-secret"}) == {name: "sk-secret"}
+    assert child_environment(SETTINGS, {name: ""}) == {name: ""}
 
 
 def test_what_the_network_needs_passes() -> None:
@@ -241,8 +267,8 @@ def test_cloud_credentials_only_for_that_cloud(switch: str, credential: str) -> 
 def test_an_outer_session_does_not_leak_in(pass_env: tuple[str, ...]) -> None:
     """Started from inside Claude Code, a turn is still a session of its own."""
     outer = ["CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SSE_PORT", "CLAUDE_CODE_SESSION_ID"]
-    environ = dict.fromkeys([*outer, "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_OAUTH_TOKEN"], "x")
-    assert child(SETTINGS.model_copy(update={"pass_env": pass_env}), **environ) == {"CLAUDE_CODE_OAUTH_TOKEN"}
+    environ = dict.fromkeys([*outer, "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_MAX_RETRIES"], "x")
+    assert child(SETTINGS.model_copy(update={"pass_env": pass_env}), **environ) == {"CLAUDE_CODE_MAX_RETRIES"}
 
 
 def test_config_dir_is_named_only_when_chosen(project: Path, home: Path) -> None:
