@@ -33,6 +33,8 @@ class Conversation:
         self.session = session
         self.place = place
         self.on_notice = on_notice
+        self.touched = False
+        """Whether the last `lay` found the transcript other than the journal says."""
 
     @property
     def marks(self) -> dict[str, Mark]:
@@ -68,12 +70,12 @@ class Conversation:
             )
         else:
             error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
-            total = self._total_before(contents)
+            total = self._total_before(contents, intent)
             await self.fail(intent, error, contents, total, keep=intent.recovery == "continue", where=where)
 
     async def _adopt(self, intent: Intent, ours: Exchange, contents: Contents, typed: list[Exchange]) -> None:
         """Take the answer that had arrived; what was typed after it joins as interactive."""
-        before = self._total_before(contents)
+        before = self._total_before(contents, intent)
         until = {**contents, MAIN: contents[MAIN][: self._main_mark().length + ours.end]} if typed else contents
         deltas: dict[str, bytes] = {}
         marks, delta = self.added(until, deltas)
@@ -158,9 +160,11 @@ class Conversation:
         """Bring the transcript to where the journal stands, and return it: the next turn can start."""
         journal = self.session.journal
         contents, marks = await self.read(), self.marks
-        if files.grown_from(contents, marks):
-            if not files.added_since(contents, marks):
-                return contents
+        grown = files.grown_from(contents, marks)
+        self.touched = not grown or bool(files.added_since(contents, marks))
+        if not self.touched:
+            return contents
+        if grown:
             return await self._face_growth(contents, marks)
         ours = await self.restored()
         if all(ours.get(path, b"").startswith(data) for path, data in contents.items()):
@@ -188,7 +192,9 @@ class Conversation:
         _, typed = self.part(contents)
         if typed:
             self.on_notice(f"{len(typed)} exchange(s) typed into claude since the last turn joined the session")
-            await self._join_typed(contents, typed, self._total_before(contents))
+            # A CLI that outlived several turns says what they cost when it ends: before what was typed.
+            before = last_total_cost(contents[MAIN][: self._main_mark().length + typed[0].start])
+            await self._join_typed(contents, typed, before)
             return contents
         # What is left of a failed attempt, or housekeeping of Claude Code's own: no words that anyone would miss.
         await asyncio.to_thread(self._transcript(self.session.journal.session_id or "").cut, marks)
@@ -241,7 +247,10 @@ class Conversation:
         weight = sum(_weight(turn.usage) for turn in known)
         return sum(turn.cost_usd for turn in known) * _weight(exchange.usage) / weight if weight else 0.0
 
-    def _total_before(self, contents: Contents) -> float:
+    def _total_before(self, contents: Contents, intent: Intent | None = None) -> float:
+        """Return what the conversation had cost before what the transcript grew by, or before the turn that began."""
+        if intent is not None and intent.total_usd is not None:
+            return intent.total_usd
         return last_total_cost(contents.get(MAIN, b"")[: self._main_mark().length])
 
     def _main_mark(self) -> Mark:

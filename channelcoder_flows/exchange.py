@@ -36,6 +36,8 @@ class Exchange(NamedTuple):
     model: str
     total_cost: float | None
     """US dollars of the whole conversation at its end; None where Claude Code did not come to say."""
+    moved: bool
+    """Commands run in another directory at its end than at its beginning."""
     began: datetime
     ended: datetime
 
@@ -130,6 +132,7 @@ class _Reader:
         self.output: Any = None
         self.output_given = False
         self.total_cost: float | None = None
+        self.cwds = [entry.get("cwd")]
 
     def asked_same(self, entry: dict[str, Any]) -> bool:
         """Return whether a user entry belongs to this exchange, such as the note of an interruption."""
@@ -141,6 +144,8 @@ class _Reader:
             self.total_cost = _number(entry.get("totalCostUSD"))
         if entry.get("isSidechain"):
             return
+        if "cwd" in entry:
+            self.cwds[1:] = [entry["cwd"]]
         if kind == "assistant":
             self._take_answer(entry, as_object(entry.get("message")))
         elif kind == "user":
@@ -181,6 +186,7 @@ class _Reader:
             model_calls=len(self.usages),
             model=self.model,
             total_cost=self.total_cost,
+            moved=self.cwds[0] != self.cwds[-1],
             began=self.began,
             ended=self.ended,
         )

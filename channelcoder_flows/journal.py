@@ -97,6 +97,10 @@ class Intent(EventBase):
     snapshot: str | None = None
     structured: bool = False
     recovery: Recovery = "rollback"
+    total_usd: float | None = Field(
+        default=None,
+        description="What the conversation had cost before, as its CLI counts; None: as the transcript has it.",
+    )
 
 
 class Started(EventBase):

@@ -16,6 +16,7 @@ from typing import Unpack
 
 from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
 from channelcoder_flows.branching import check_turn, fork_anew, fork_session, rewind_event
+from channelcoder_flows.checkpoint import Surroundings
 from channelcoder_flows.config import Settings, load_settings
 from channelcoder_flows.conversation import Conversation, attach
 from channelcoder_flows.ending import to_the_end
@@ -23,7 +24,7 @@ from channelcoder_flows.errors import UsageError
 from channelcoder_flows.journal import Journal, SessionInfo, SessionState, StepRef
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import Run, current_run
-from channelcoder_flows.step import Step, Surroundings, run_step
+from channelcoder_flows.step import Step, run_step
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.adapter import as_journal_storage
 from channelcoder_flows.storage.base import JournalStorage, SessionStorage, check_name

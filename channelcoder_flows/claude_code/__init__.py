@@ -4,8 +4,20 @@ The only package that knows the Claude Agent SDK and the CLI's flags. What it kn
 the SDK's transport is an internal interface, so its version is pinned and its argv is tested.
 """
 
+from channelcoder_flows.claude_code.cli import Cli
 from channelcoder_flows.claude_code.listener import Answer
+from channelcoder_flows.claude_code.live import LiveClis, can_stay
 from channelcoder_flows.claude_code.options import command, find_claude, log_in, sdk_options
 from channelcoder_flows.claude_code.turn import run_turn
 
-__all__ = ["Answer", "command", "find_claude", "log_in", "run_turn", "sdk_options"]
+__all__ = [
+    "Answer",
+    "Cli",
+    "LiveClis",
+    "can_stay",
+    "command",
+    "find_claude",
+    "log_in",
+    "run_turn",
+    "sdk_options",
+]

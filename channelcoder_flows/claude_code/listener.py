@@ -19,6 +19,7 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
+from channelcoder_flows.claude_code.live import leaves_nothing
 from channelcoder_flows.claude_code.options import log_in
 from channelcoder_flows.errors import (
     ApiError,
@@ -62,6 +63,14 @@ class Listener:
         self.model = ""
         self.calls: set[str] = set()
         self.retry_after: float | None = None
+        self._went_on = False
+        """Something of the turn may go on in the CLI after its result."""
+
+    @property
+    def left_nothing(self) -> bool:
+        """Whether the turn ended well, and left the CLI as it was."""
+        result = self.result
+        return result is not None and not result.is_error and result.subtype == "success" and not self._went_on
 
     def text(self) -> str:
         """Return what Claude has said so far."""
@@ -83,6 +92,7 @@ class Listener:
                 self.calls.add(message.message_id or "")
                 for block in message.content:
                     if isinstance(block, ToolUseBlock):
+                        self._went_on |= not leaves_nothing(block.name, block.input)
                         self.on_chunk(StreamChunk(type="tool_use", tool=block.name, input=block.input))
             case UserMessage() if isinstance(message.content, list) and message.parent_tool_use_id is None:
                 for block in message.content:
@@ -93,6 +103,8 @@ class Listener:
                     self.retry_after = max(0.0, message.rate_limit_info.resets_at - time.time())
             case SystemMessage() if message.subtype == "api_retry":
                 self._take_retry(message.data)
+            case SystemMessage() if message.subtype.startswith(("task_", "background_")):
+                self._went_on = True
             case _:
                 pass
 

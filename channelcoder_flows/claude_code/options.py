@@ -116,8 +116,8 @@ def sdk_options(
 def command(claude: Path, options: ClaudeAgentOptions) -> list[str]:
     """Return the argv that the SDK would run for these options, its values out of the way of the CLI's flags.
 
-    The CLI looks for some flags (`--handle-uri`, `--agent-teams`) among all its words, and so finds them in a model's name or
-    a system prompt as well. A value that begins with a dash is therefore one word with its flag: `--model=-x`.
+    The CLI looks for some flags (`--handle-uri`, `--agent-teams`) among all its words, and so finds them in a model's
+    name or a system prompt as well. A value that begins with a dash is therefore one word with its flag: `--model=-x`.
     """
     transport = SubprocessCLITransport(prompt="", options=options)
     transport._cli_path = str(claude)  # pyright: ignore[reportPrivateUsage]

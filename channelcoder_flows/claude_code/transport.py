@@ -18,14 +18,19 @@ OnStarted = Callable[[Process], Awaitable[None]]
 class PlaceTransport(Transport):
     """The SDK's transport over a place's process: JSON lines each way."""
 
-    def __init__(self, place: Place, argv: list[str], env: Mapping[str, str], on_started: OnStarted) -> None:
-        self._place, self._argv, self._env, self._on_started = place, argv, env, on_started
+    def __init__(self, place: Place, argv: list[str], env: Mapping[str, str]) -> None:
+        self._place, self._argv, self._env = place, argv, env
         self.process: Process | None = None
+        self.on_started: OnStarted | None = None
+        """Awaited once the process runs, before anything is sent to it."""
+        self.at_once = False
+        """End the process without waiting for its last words."""
 
     async def connect(self) -> None:
         """Start the process."""
         self.process = await self._place.start(self._argv, self._env)
-        await self._on_started(self.process)
+        if self.on_started is not None:
+            await self.on_started(self.process)
 
     async def write(self, data: str) -> None:
         """Write to the CLI. Raises the SDK's `CLIConnectionError` when it does not read any more."""
@@ -47,7 +52,7 @@ class PlaceTransport(Transport):
     async def close(self) -> None:
         """End the process and everything it started."""
         if self.process is not None:
-            await self.process.end()
+            await (self.process.kill() if self.at_once else self.process.end())
 
     def read_messages(self) -> AsyncIterator[dict[str, Any]]:
         """The CLI's messages as they come, until it ends."""

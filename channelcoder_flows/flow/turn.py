@@ -19,13 +19,14 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
+from channelcoder_flows.checkpoint import Surroundings
 from channelcoder_flows.errors import FlowError, SessionConflict, SessionNotFound, TurnError, UsageError
 from channelcoder_flows.flow.report import publish
 from channelcoder_flows.flow.running import Running, running_here, source_of
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.run import OnUnfinished
 from channelcoder_flows.session import Session, name_in_run
-from channelcoder_flows.step import Step, Surroundings, run_step
+from channelcoder_flows.step import Step, run_step
 from channelcoder_flows.storage.base import SessionStorage
 from channelcoder_flows.storage.open_session import OpenSession
 from channelcoder_flows.turn import RetryPolicy, SessionRef, StreamChunk, TurnResult

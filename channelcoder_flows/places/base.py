@@ -41,8 +41,16 @@ class Process(Protocol):
         """Wait until it has ended; return its exit status."""
         ...
 
+    async def alone(self) -> bool:
+        """Whether nothing that it started runs any more."""
+        ...
+
     async def end(self) -> None:
         """End it and everything it started: ask, wait a little, then kill. Safe to call again."""
+        ...
+
+    async def kill(self) -> None:
+        """End it and everything it started without asking. Safe to call again, and before or after `end`."""
         ...
 
 

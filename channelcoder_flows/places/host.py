@@ -78,7 +78,7 @@ class HostPlace:
         """End what is left of a process whose owner died; nothing, when it ran on another machine."""
         if ident.host != machine():
             return False
-        return await asyncio.to_thread(_end_all, ident)
+        return await asyncio.to_thread(_end_all, ident, signal.SIGTERM, signal.SIGKILL)
 
     async def snapshot(self, label: str) -> str | None:
         """Keep nothing: the host's files are the user's."""
@@ -128,14 +128,27 @@ class HostProcess:
         """Wait until it has ended; return its exit status."""
         return await self._process.wait()
 
+    async def alone(self) -> bool:
+        """Return whether nothing that it started runs any more."""
+        marked_ones = await asyncio.to_thread(marked, self.ident.marker)
+        return set(marked_ones) <= {self._process.pid}
+
     async def end(self) -> None:
         """End it and all it started, then let the watcher go."""
+        await self._end(signal.SIGTERM, signal.SIGKILL)
+
+    async def kill(self) -> None:
+        """End it and all it started at once, then let the watcher go."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, *asks: signal.Signals) -> None:
         if self._let_go is None:
             return
         try:
-            await self.close_stdin()
-            await self._wait_a_little()
-            await asyncio.to_thread(_end_all, self.ident)
+            if signal.SIGTERM in asks:
+                await self.close_stdin()
+                await self._wait_a_little()
+            await asyncio.to_thread(_end_all, self.ident, *asks)
             await self._wait_a_little()
         finally:
             let_go, self._let_go = self._let_go, None
@@ -214,10 +227,10 @@ def marked(marker: str) -> list[int]:
     return found
 
 
-def _end_all(ident: ProcessIdent) -> bool:
+def _end_all(ident: ProcessIdent, *asks: signal.Signals) -> bool:
     """End the process and all that carry its marker; return whether there were any."""
     any_left = False
-    for ask in (signal.SIGTERM, signal.SIGKILL):
+    for ask in asks:
         left = _left(ident)
         if not left:
             break
