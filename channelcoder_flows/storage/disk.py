@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -27,10 +28,21 @@ def make_private(directory: Path) -> None:
 
 
 def open_private(file: Path, flags: int) -> int:
-    """Open a file that is no link; a new one is for nobody but the user."""
-    descriptor = os.open(file, flags | os.O_NOFOLLOW, 0o600)
-    if flags & os.O_CREAT:
-        os.fchmod(descriptor, 0o600)
+    """Open a plain file; a new one is for nobody but the user.
+
+    Raises:
+        StorageError: it is something else: a pipe would keep us waiting, a device can be anything.
+    """
+    # Without O_NONBLOCK, to open a pipe is to wait for its other end.
+    descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StorageError(f"{file} is no plain file: put the real one in its place")
+        if flags & os.O_CREAT:
+            os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -49,15 +61,6 @@ def is_at(descriptor: int, file: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), file.lstat())
     except FileNotFoundError:
         return False
-
-
-def read_from(descriptor: int, offset: int) -> bytes:
-    """Return the file's bytes from `offset` to its end."""
-    parts: list[bytes] = []
-    while part := os.pread(descriptor, max(0, os.fstat(descriptor).st_size - offset), offset):
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:
@@ -105,6 +108,8 @@ def storage_error(exc: OSError, path: Path) -> StorageError:
             advice = "a file is where a directory must be; move it, or keep sessions elsewhere"
         case errno.ELOOP:
             advice = "it is a link; put the real file or directory in its place"
+        case errno.EISDIR | errno.ENXIO:
+            advice = "it is no plain file; put the real one in its place"
         case _:
             advice = "what was saved before is intact"
     return StorageError(f"{exc.filename or path}: {exc.strerror or exc}: {advice}")
