@@ -86,8 +86,8 @@ class FileSessionStorage:
     async def list(self) -> Sequence[SessionInfo]:
         """Return every session's metadata, latest activity first, from the last 4 KiB of each journal.
 
-        A session whose journal cannot be opened or ends in damage is listed with what is known, its directory's name
-        and time, and a warning is logged; damage further up is found by `read` and `load`.
+        A session whose journal cannot be opened or ends in damage is listed with what is known, its name (or its
+        directory's) and time, and a warning is logged; damage further up is found by `read` and `load`.
         """
         return await self._in_thread(self._list)
 
@@ -212,7 +212,7 @@ class FileSessionStorage:
 def _at_path(text: str) -> SessionDirectory | None:
     try:
         path = Path(text).expanduser()
-        session = SessionDirectory(path.parent if path.name == JOURNAL else path)
+        session = SessionDirectory(path.parent if path.name == JOURNAL else path, in_store=False)
         return session if session.journal.is_file() else None
     except (OSError, RuntimeError):
         return None  # a name that no path can be: too long, or the home of a user who is not there
@@ -221,13 +221,19 @@ def _at_path(text: str) -> SessionDirectory | None:
 def _info(session: SessionDirectory) -> SessionInfo:
     try:
         summary = session.summary()
+        totals = summary.totals.model_copy(update={"name": session.name(summary)})
     except FileNotFoundError:
         raise
     except (JournalDamaged, StorageError, OSError) as exc:
         _log.warning("%s", storage_error(exc, session.journal) if isinstance(exc, OSError) else exc)
         changed = datetime.fromtimestamp(session.path.lstat().st_mtime, UTC)
-        return Totals(name=session.path.name, created=changed, last_active=changed).info(str(session.path))
-    return summary.totals.model_copy(update={"name": session.name(summary)}).info(str(session.path))
+        totals = Totals(name=_text(session.likely_name()), created=changed, last_active=changed)
+    return totals.info(_text(str(session.path)))
+
+
+def _text(path: str) -> str:
+    """Return what can be kept and printed of a path that need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _delete(trash: Path) -> None:

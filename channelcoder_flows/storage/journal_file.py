@@ -2,15 +2,17 @@
 
 One line of the journal is one append, so an append is there as a whole or not at all:
 
-    {"events":[…],"deltas":{"<sha256>":[offset,length]},"sum":{…},"crc":"89abcdef"}
+    {"events":[…],"deltas":{"<sha256>":[offset,length]},"sum":{…},"crc":"89abcdef01234567"}
 
-`sum` is the session so far (`Summary`); `crc` is the CRC-32 of every byte before `,"crc"`. Both stand last, so the end
-of the file says all that `list` shows, however long the answers are. A line without its newline was never
-acknowledged: it does not count, and the next append cuts it off.
+`sum` is the session so far (`Summary`); `crc` is the CRC-32 of every byte before `,"crc"`, and then that of `sum` alone
+(early journals have only the first). Both stand last, so the end of the file says all that `list` shows, and proves it,
+however long the answers are. A line without its newline was never acknowledged: it does not count, and the next append
+cuts it off.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,12 +27,18 @@ from channelcoder_flows.turn import Frozen
 
 _DELTAS: Final = b',"deltas":'
 _SUMMARY: Final = b',"sum":'
-_CRC: Final = b',"crc":"%08x"}'
-_CRC_LENGTH: Final = len(_CRC % 0)
+_CRC: Final = b',"crc":"'
+_END: Final = b'"}'
+_MARK: Final = len(b"%b%016x%b" % (_CRC, 0, _END))
+"""Bytes that a CRC takes at the end of a line."""
 _WINDOW: Final = 4096
 """Bytes read from the end at first."""
+_CHUNK: Final = 1 << 20
+"""Bytes in memory at a time of a line that has not been checked."""
 _SUMMARY_LIMIT: Final = 3072
 """Bytes; more than any `sum` takes, two names of 200 characters included."""
+
+_log = logging.getLogger(__name__)
 
 DeltaIndex = dict[str, tuple[int, int]]
 """Where each delta stands in `deltas.bin`: offset and length, by sha256."""
@@ -41,9 +49,9 @@ class Summary(Frozen):
     """The session up to and with a line."""
 
     format: int = Field(default=FORMAT, le=FORMAT)
-    seq: int = Field(default=0, description="The number of the last event.")
-    at: int = Field(default=0, description="Where this line begins in the journal, in bytes.")
-    end: int = Field(default=0, description="How much of `deltas.bin` belongs to the session, in bytes.")
+    seq: int = Field(default=0, ge=0, description="The number of the last event.")
+    at: int = Field(default=0, ge=0, description="Where this line begins in the journal, in bytes.")
+    end: int = Field(default=0, ge=0, description="How much of `deltas.bin` belongs to the session, in bytes.")
     was: str = Field(default="", description="The name before a rename: what counts until the directory has moved.")
     totals: Totals = Totals()
 
@@ -68,6 +76,18 @@ class Line(NamedTuple):
     events: bytes
     """JSON."""
     summary: Summary
+
+
+class _Span(NamedTuple):
+    """Where a line begins and ends in the journal, in bytes, and what it is worth."""
+
+    begin: int
+    end: int
+    """Without the newline."""
+    whole: bool
+    """It is what was written. Of a last line without its newline: it would be, with the last byte a newline."""
+    ended: bool
+    """It has its newline."""
 
 
 def make_line(name: str, events: Sequence[Event], deltas: DeltaIndex, before: Tail, *, end: int) -> bytes:
@@ -104,45 +124,65 @@ def make_line(name: str, events: Sequence[Event], deltas: DeltaIndex, before: Ta
         reason = str(exc).partition("\n")[0]
         raise StorageError(f"session {name!r}: an event cannot be kept as JSON: {reason}") from exc
     index = _INDEX.dump_json(deltas)
-    body = b'{"events":%s%b%s%b%s' % (told, _DELTAS, index, _SUMMARY, summary.model_dump_json().encode())
-    return body + _CRC % zlib.crc32(body) + b"\n"
+    total = summary.model_dump_json().encode()
+    body = b'{"events":%s%b%s%b%s' % (told, _DELTAS, index, _SUMMARY, total)
+    return b"%b%b%08x%08x%b\n" % (body, _CRC, zlib.crc32(body), zlib.crc32(total), _END)
 
 
-def is_whole(line: bytes) -> bool:
-    """Return whether a line, without its newline, is what was written."""
-    return line[-_CRC_LENGTH:] == _CRC % zlib.crc32(line[:-_CRC_LENGTH])
+def _is_whole(end: bytes, crc: int = 0) -> bool:
+    """Return whether a line, without its newline, is what was written: `end` follows bytes whose CRC-32 is `crc`."""
+    body, _, sums = end.rpartition(_CRC)
+    return sums[8:] in (_END, sums[8:16] + _END) and sums[:8] == b"%08x" % zlib.crc32(body, crc)
 
 
 def read_tail(descriptor: int, file: Path) -> Tail | None:
     """Return the journal's last whole line from a bounded read of its end; None: there is none yet.
 
-    Only a torn line at the end makes it read more than 4 KiB. It checks no CRC: those who read lines do.
+    Only a torn line at the end makes it read more than 4 KiB. It checks the summary: those who read lines check all.
 
     Raises:
         JournalDamaged: the last line has no summary that can be read.
         StorageError: a later version wrote it.
     """
-    size, window = os.fstat(descriptor).st_size, _WINDOW
-    while True:
-        start = max(0, size - window)
-        chunk = os.pread(descriptor, size - start, start)
-        newline = chunk.rfind(b"\n")
-        if newline < 0 and start == 0:
-            return None
-        # When what follows the last whole line is torn, its summary may begin before the window.
-        if start == 0 or newline >= _SUMMARY_LIMIT:
-            break
-        window *= 8
-    return Tail(start + newline + 1, _summary(chunk[:newline], file))
+    begin, window = os.fstat(descriptor).st_size, _WINDOW
+    newline, chunk = -1, b""
+    while newline < 0 and begin > 0:
+        begin, stop = max(0, begin - window), begin
+        chunk = os.pread(descriptor, stop - begin, begin)
+        newline, window = chunk.rfind(b"\n"), _CHUNK
+    if newline < 0:
+        return None
+    end, line = begin + newline, chunk[:newline]
+    if newline < _SUMMARY_LIMIT and begin > 0:
+        begin = max(0, end - _SUMMARY_LIMIT)
+        line = os.pread(descriptor, end - begin, begin)
+    return Tail(end + 1, _summary(line, file))
 
 
 def check_tail(descriptor: int, tail: Tail, file: Path) -> None:
     """Check the last line's CRC, and that what follows it is torn and not damaged. Raises `JournalDamaged`."""
     if tail.end:
         _last_line(descriptor, tail, file)
-    rest = os.pread(descriptor, os.fstat(descriptor).st_size - tail.end, tail.end)
-    if is_whole(rest[:-1]):
+    if any(span.whole for span in _spans(descriptor, tail.end)):
         raise damaged(file)
+
+
+def _spans(descriptor: int, begin: int = 0) -> Iterator[_Span]:
+    """Find the lines from byte `begin` on and check them, in constant memory however long they are."""
+    end, crc, held = begin, 0, b""
+    while chunk := os.pread(descriptor, _CHUNK, end):
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            end += len(line)
+            yield _Span(begin, end, _is_whole(held + line, crc), True)
+            begin = end = end + 1
+            crc, held = 0, b""
+        end += len(rest)
+        held += rest
+        # The CRC that the line ends in, and perhaps a newline that is none any more, are not part of what it covers.
+        crc, held = zlib.crc32(memoryview(held)[: -_MARK - 1], crc), held[-_MARK - 1 :]
+    if end > begin:
+        yield _Span(begin, end, _is_whole(held[:-1], crc), False)
 
 
 def read_back(descriptor: int, tail: Tail, since: int, file: Path) -> list[Line]:
@@ -164,9 +204,9 @@ def read_back(descriptor: int, tail: Tail, since: int, file: Path) -> list[Line]
 
 
 def _last_line(descriptor: int, tail: Tail, file: Path) -> bytes:
-    begin = tail.summary.at
-    line = os.pread(descriptor, max(0, tail.end - begin), begin)[:-1]
-    if not is_whole(line):
+    begin = min(tail.summary.at, tail.end)
+    line = os.pread(descriptor, tail.end - begin, begin)[:-1]
+    if not _is_whole(line):
         raise damaged(file)
     return line
 
@@ -178,9 +218,14 @@ def _tail_before(descriptor: int, tail: Tail, file: Path) -> Tail:
     start = max(0, end - _WINDOW)
     chunk = os.pread(descriptor, end - start, start)
     before = Tail(end, _summary(chunk[:-1], file))
-    if chunk[-1:] != b"\n" or before.summary.seq > tail.summary.seq:
+    if chunk[-1:] != b"\n" or before.summary.seq > tail.summary.seq or not _follows(tail.summary, before.summary):
         raise damaged(file)
     return before
+
+
+def _follows(summary: Summary, before: Summary) -> bool:
+    """Return whether a line is of the same session as the one before it: one that renames has both names."""
+    return before.totals.name in ("", summary.totals.name, summary.was)
 
 
 def _events_in(line: bytes) -> bytes:
@@ -188,25 +233,28 @@ def _events_in(line: bytes) -> bytes:
     return told.removeprefix(b'{"events":')
 
 
-def read_lines(data: bytes, file: Path) -> Iterator[Line]:
-    """Read a journal's bytes line by line, each checked; a torn last line is left out.
+def read_lines(descriptor: int, file: Path) -> Iterator[Line]:
+    """Read a journal line by line, each checked before it is read; a torn last line is left out, and a warning logged.
 
     Raises:
-        JournalDamaged: a line is not what was written, or one is missing.
+        JournalDamaged: a line is not what was written, is missing, or is another session's.
         StorageError: a later version wrote it.
     """
-    *lines, rest = data.split(b"\n")
-    at = seq = 0
-    for number, line in enumerate(lines, 1):
-        if not is_whole(line):
+    before = NOTHING.summary
+    for number, span in enumerate(_spans(descriptor), 1):
+        if span.whole != span.ended:
             raise damaged(file, number)
+        if not span.ended:
+            _log.warning(
+                "%s:%d: left out: the line is cut off; a write that was interrupted leaves it so", file, number
+            )
+            return
+        line = os.pread(descriptor, span.end - span.begin, span.begin)
         summary = _summary(line, file, number)
-        if summary.at != at:
+        if summary.at != span.begin or not _follows(summary, before):
             raise damaged(file, number)
-        yield Line(number, seq, _events_in(line), summary)
-        at, seq = at + len(line) + 1, summary.seq
-    if is_whole(rest[:-1]):
-        raise damaged(file, len(lines) + 1)
+        yield Line(number, before.seq, _events_in(line), summary)
+        before = summary
 
 
 def events_of(line: Line, file: Path) -> tuple[Event, ...]:
@@ -232,6 +280,14 @@ def damaged(file: Path, line: int = 0) -> JournalDamaged:
     return JournalDamaged(f"{where} is damaged: {advice}", file=str(file), line=line)
 
 
+def misplaced(file: Path, name: str) -> JournalDamaged:
+    """Return the error for a journal that is in another session's directory."""
+    return JournalDamaged(
+        f"{file} is the journal of session {name!r}: put it back there; `channelcoder session fork` copies sessions",
+        file=str(file),
+    )
+
+
 def newer(file: Path) -> StorageError:
     """Return the error for a journal of a later version."""
     return StorageError(f"{file}: written by a newer version of channelcoder-flows: upgrade to use this session")
@@ -239,17 +295,23 @@ def newer(file: Path) -> StorageError:
 
 def _summary(line: bytes, file: Path, number: int = 0) -> Summary:
     _, _, text = line.rpartition(_SUMMARY)
+    total, _, sums = text.rpartition(_CRC)
+    if sums[8:-2] not in (b"", b"%08x" % zlib.crc32(total)):
+        raise damaged(file, number)
     try:
-        return Summary.model_validate_json(text[:-_CRC_LENGTH])
+        return Summary.model_validate_json(total)
     except ValidationError as exc:
         later = any(error["loc"] == ("format",) and error["type"] == "less_than_equal" for error in exc.errors())
         raise newer(file) if later else damaged(file, number) from exc
 
 
-def read_index(data: bytes) -> DeltaIndex:
-    """Return where the deltas named in a journal's whole lines stand; other lines do not count."""
+def find_deltas(descriptor: int, begin: int = 0) -> tuple[int, DeltaIndex]:
+    """Return how far the journal's lines go, and where the deltas stand that those from byte `begin` on name."""
     index: DeltaIndex = {}
-    for line in filter(is_whole, data.split(b"\n")[:-1]):
-        _, _, text = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
-        index.update(_INDEX.validate_json(text))
-    return index
+    for span in _spans(descriptor, begin):
+        begin = span.end + 1 if span.ended else begin
+        if span.whole and span.ended:
+            line = os.pread(descriptor, span.end - span.begin, span.begin)
+            _, _, text = line[: line.rfind(_SUMMARY)].rpartition(_DELTAS)
+            index.update(_INDEX.validate_json(text))
+    return begin, index

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
+import logging
 import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Final
 from channelcoder_flows.errors import JournalDamaged, SessionExists, StorageError
 from channelcoder_flows.journal import Event, Journal, SessionState
 from channelcoder_flows.storage.base import conflict, with_name
-from channelcoder_flows.storage.disk import create_private, is_at, open_private, read_from, sync_directory, write_at
+from channelcoder_flows.storage.disk import create_private, is_at, open_private, sync_directory, write_at
 from channelcoder_flows.storage.journal_file import (
     NOTHING,
     DeltaIndex,
@@ -24,9 +27,10 @@ from channelcoder_flows.storage.journal_file import (
     check_tail,
     damaged,
     events_of,
+    find_deltas,
     make_line,
+    misplaced,
     read_back,
-    read_index,
     read_lines,
     read_tail,
 )
@@ -36,13 +40,24 @@ JOURNAL: Final = "journal.jsonl"
 DELTAS: Final = "deltas.bin"
 NEW_JOURNAL: Final = "journal.new"
 TURN_LOCK: Final = "turn.lock"
+_NAME: Final = re.compile(rb'"name":("(?:[^"\\]|\\.)*")')
+_GLANCE: Final = 4096
+"""Bytes at each end of a damaged journal in which its name is looked for."""
+
+_log = logging.getLogger(__name__)
 
 
 class SessionDirectory:
-    """The files of one session. A session that never began, or is gone, is a `FileNotFoundError`."""
+    """The files of one session. A session that never began, or is gone, is a `FileNotFoundError`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the directory.
+        in_store: whether the directory is called after its session, as it is in a store; a copy may lie anywhere.
+    """
+
+    def __init__(self, path: Path, *, in_store: bool = True) -> None:
         self.path = path
+        self.in_store = in_store
         self.journal = path / JOURNAL
         self._index: tuple[int, DeltaIndex] = (0, {})
         """How much of the journal was searched for deltas, and what was found."""
@@ -76,9 +91,33 @@ class SessionDirectory:
         return True
 
     def name(self, summary: Summary) -> str:
-        """Return the session's name: the one of its last two that the directory is called after."""
-        names = (summary.totals.name, summary.was, self.path.name)
-        return next((name for name in names if directory_name(name) == self.path.name), summary.totals.name)
+        """Return the session's name: the one of its last two that the directory is called after.
+
+        Raises:
+            JournalDamaged: in a store, it is called after neither: the journal is another session's.
+        """
+        names = (summary.totals.name, summary.was, *(() if self.in_store else (self.path.name,)))
+        found = next((name for name in names if directory_name(name) == self.path.name), None)
+        if found is None and self.in_store:
+            raise misplaced(self.journal, summary.totals.name)
+        return found or summary.totals.name
+
+    def likely_name(self) -> str:
+        """Return the session's name as far as a damaged journal still tells it, else that of its directory."""
+        with suppress(OSError, StorageError):
+            descriptor = open_private(self.journal, os.O_RDONLY)
+            try:
+                size = os.fstat(descriptor).st_size
+                ends = os.pread(descriptor, _GLANCE, 0) + os.pread(descriptor, _GLANCE, max(0, size - _GLANCE))
+            finally:
+                os.close(descriptor)
+            for text in _NAME.findall(ends):
+                with suppress(ValueError):
+                    name: str = json.loads(text)
+                    # The directory is the proof: no other name has it.
+                    if directory_name(name) == self.path.name:
+                        return name
+        return self.path.name
 
     def append(self, name: str, events: Sequence[Event], expect: int, deltas: Mapping[str, bytes]) -> None:
         """Add events after number `expect`: the deltas are durable before the line that names them.
@@ -88,7 +127,7 @@ class SessionDirectory:
         """
         try:
             with self._locked(create=not expect) as journal:
-                before = read_tail(journal, self.journal) or NOTHING
+                before = self._tail(journal) if expect else read_tail(journal, self.journal) or NOTHING
                 check_tail(journal, before, self.journal)
                 if before.summary.seq != expect:
                     raise conflict(name, expect, before.summary.seq)
@@ -113,16 +152,15 @@ class SessionDirectory:
             except JournalDamaged:
                 lines = None  # reading all of it says which line
             if lines is None:
-                lines = self._lines(read_from(journal, 0))
+                lines = self._lines(journal)
         return tuple(self._events(lines, since))
 
     def state(self) -> SessionState:
         """Return the whole session, deltas included. Raises `JournalDamaged`."""
         with self._locked(shared=True) as journal:
-            data = read_from(journal, 0)
-            lines = self._lines(data)
+            lines = self._lines(journal)
             events = with_name(self._events(lines, 0), self.name(lines[-1].summary))
-            index = read_index(data)
+            index = self._search(journal, 0, {})
             return Journal(events).state({sha256: self._read_delta(index, sha256) for sha256 in index})
 
     def delta(self, sha256: str) -> bytes:
@@ -225,12 +263,22 @@ class SessionDirectory:
         tail = read_tail(descriptor, self.journal)
         if tail is None:
             raise self._never_began()
+        self.name(tail.summary)
         return tail
 
-    def _lines(self, data: bytes) -> list[Line]:
-        lines = list(read_lines(data, self.journal))
+    def _lines(self, descriptor: int) -> list[Line]:
+        lines = list(read_lines(descriptor, self.journal))
         if not lines:
             raise self._never_began()
+        summary = lines[-1].summary
+        self.name(summary)
+        with suppress(OSError):
+            if (more := self.deltas.lstat().st_size - summary.end) > 0:
+                _log.warning(
+                    "%s has %d bytes that no line of the journal names: a write was interrupted, or lines were cut off",
+                    self.deltas,
+                    more,
+                )
         return lines
 
     def _never_began(self) -> FileNotFoundError:
@@ -242,9 +290,9 @@ class SessionDirectory:
                 yield from events_of(line, self.journal)[max(0, since - line.after) :]
 
     def _search(self, journal: int, begin: int, known: DeltaIndex) -> DeltaIndex:
-        data = read_from(journal, begin)
-        index = known | read_index(data)
-        self._index = (begin + data.rfind(b"\n") + 1, index)
+        searched, found = find_deltas(journal, begin)
+        index = known | found
+        self._index = (searched, index)
         return index
 
     def _has(self, index: DeltaIndex, sha256: str) -> bool:
@@ -269,13 +317,19 @@ class SessionDirectory:
         return data
 
     def _write_deltas(self, deltas: Mapping[str, bytes], end: int) -> tuple[DeltaIndex, int]:
-        """Add deltas after the first `end` bytes, durably; return where they stand, and the new end."""
+        """Add deltas, durably; return where they stand, and the new end of what belongs to the session.
+
+        They stand after all that is there: past the old end there may be more than a write that was interrupted, when
+        the journal was cut.
+        """
         if not deltas:
             return {}, end
         descriptor = open_private(self.deltas, os.O_RDWR | os.O_CREAT)
         try:
-            if os.fstat(descriptor).st_size < end:
+            size = os.fstat(descriptor).st_size
+            if size < end:
                 raise damaged(self.deltas)
+            end = size
             write_at(descriptor, b"".join(deltas.values()), end)
         finally:
             os.close(descriptor)
