@@ -84,7 +84,7 @@ class ChannelCoderError(Exception):
 
     def __init__(self, message: str = "", /, **data: Any) -> None:
         """Keep `message` (one line: what happened and what to do next) and `data` as attributes."""
-        self.message = message or (type(self).__doc__ or "").partition("\n")[0]
+        self.message = _one_line(message or (type(self).__doc__ or "").partition("\n")[0])
         for name, value in data.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"{type(self).__name__} has no {name!r}")
@@ -102,6 +102,13 @@ class ChannelCoderError(Exception):
         error = cls.__new__(cls, attributes["message"])
         error.__dict__.update(attributes)
         return error
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with whatever could end the line or steer a terminal as its escape: names come from anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _restore(cls: type[ChannelCoderError], attributes: dict[str, Any]) -> ChannelCoderError:

@@ -21,9 +21,13 @@ from frontmatter.default_handlers import YAMLHandler
 
 from channelcoder_flows.errors import PromptError, PromptNotFound
 
-MAX_FILE = 10 * 1024 * 1024
+MAX_FILE = 1024 * 1024
 MAX_MATTER = 64 * 1024
+MAX_VALUES = 1000
+"""Keys and values of a frontmatter: with more of them, reading costs more than running a small program."""
 MAX_DEPTH = 32
+
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 KeyPath = tuple[str | int, ...]
 
@@ -56,7 +60,7 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         PromptNotFound: there is no such file.
-        PromptError: it is no regular file, over 10 MB, not UTF-8, or has a NUL byte.
+        PromptError: it is no regular file, over 1 MB, not UTF-8, or has a NUL byte.
     """
     file = str(path)
     if "\0" in file:
@@ -66,21 +70,22 @@ def read_text(path: str | Path) -> str:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as exc:
         raise PromptNotFound.at(file, 0, "", "there is no such file") from exc
-    except OSError as exc:
-        raise PromptError.at(file, 0, "", f"cannot be read: {exc.strerror}") from exc
+    except (OSError, UnicodeEncodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "no file can be called that"
+        raise PromptError.at(file, 0, "", f"cannot be read: {reason}") from exc
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise PromptError.at(file, 0, "", f"is {kind}; a prompt is a text file")
-        with open(descriptor, "rb", closefd=False) as opened:
-            content = opened.read(MAX_FILE + 1)
+        # A file of /proc says that it is empty, and one that grows has been smaller: both are read up to the limit.
+        content = b"" if status.st_size > MAX_FILE else _read(descriptor)
     except OSError as exc:
         raise PromptError.at(file, 0, "", f"cannot be read: {exc.strerror}") from exc
     finally:
         os.close(descriptor)
-    if len(content) > MAX_FILE:
-        raise PromptError.at(file, 0, "", "is over 10 MB; a prompt is a text file")
+    if max(status.st_size, len(content)) > MAX_FILE:
+        raise PromptError.at(file, 0, "", "is over 1 MB; let Claude read what is long from a file of its own")
     if (position := content.find(b"\0")) >= 0:
         raise PromptError.at(file, _line_at(content, position), "", "has a NUL byte; a prompt is a text file")
     try:
@@ -90,11 +95,17 @@ def read_text(path: str | Path) -> str:
     return _unify(text)
 
 
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as opened:
+        return opened.read(MAX_FILE + 1)
+
+
 def split(text: str, *, file: str) -> Matter:
     """Take a prompt file's text apart; `file` is named in errors.
 
     Raises:
-        PromptError: the frontmatter has no end, is over 64 KB, or is not a mapping that can be read for certain.
+        PromptError: the frontmatter has no end, is over 64 KB or 1000 keys and values, or is not a mapping that can be
+            read for certain.
     """
     text = _unify(text.removeprefix("\ufeff"))
     text, blank = _without_blank_lines(text)
@@ -154,6 +165,7 @@ class _Builder:
         self._first = first
         self._open: list[_Open] = []
         self._root: Any = None
+        self._values = 0
         self.lines: dict[KeyPath, int] = {}
         self.written: dict[KeyPath, str] = {}
 
@@ -165,6 +177,8 @@ class _Builder:
                 if documents > 1:
                     raise self._error(event.start_mark.line, "", "the frontmatter has more than one document")
                 self._take(event)
+        except _TooDeepError as exc:
+            raise self._error(exc.line, _dotted(self._path()[:1]), _TOO_DEEP) from None
         except yaml.MarkedYAMLError as exc:
             mark = exc.problem_mark or exc.context_mark
             raise self._unreadable(mark.line if mark else 0, exc) from exc
@@ -180,6 +194,9 @@ class _Builder:
 
     def _take(self, event: yaml.Event) -> None:
         line = event.start_mark.line
+        self._values += isinstance(event, yaml.NodeEvent)
+        if self._values > MAX_VALUES:
+            raise self._error(line, "", f"the frontmatter has more than {MAX_VALUES} keys and values")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             problem = "anchors and aliases are not read; quote a value that begins with * or &"
             raise self._error(line, self._key(), problem)
@@ -203,7 +220,7 @@ class _Builder:
             raise self._error(line, self._key(), "a key is a text; quote one that begins with [ or {")
         path = self._path()
         if len(self._open) >= MAX_DEPTH:
-            raise self._error(line, _dotted(path[:1]), f"is nested deeper than {MAX_DEPTH} levels")
+            raise self._error(line, _dotted(path[:1]), _TOO_DEEP)
         self.lines.setdefault(path, self._line(line))
         self._open.append(_Open(value, path))
 
@@ -288,8 +305,26 @@ class _Builder:
         return self._error(line, self._key(), f"cannot be read: {problem}")
 
 
+class _TooDeepError(Exception):
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at the bracket that is too deep, before it looks ahead.
+
+    It looks up to 1024 characters ahead for the end of a key, and each of them costs a step for each open bracket.
+    """
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > MAX_DEPTH:  # pyright: ignore
+            raise _TooDeepError(self.line)  # pyright: ignore
+        super().fetch_flow_collection_start(TokenClass)  # pyright: ignore
+
+
 def _events(text: str) -> Iterator[yaml.Event]:
-    yield from yaml.parse(text, Loader=yaml.SafeLoader)  # pyright: ignore[reportUnknownMemberType]
+    yield from yaml.parse(text, Loader=_Loader)  # pyright: ignore
 
 
 def _is_mapping(value: object) -> TypeGuard[dict[str, Any]]:

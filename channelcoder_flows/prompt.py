@@ -95,14 +95,15 @@ class Prompt:
             InputError: an input is missing, not declared, or of another type; or nothing is left to ask.
         """
         values = dict(data or {})
-        if self.input_model is None:
-            text = self.body if self.plain and not values else template.render(self.body, values)
-        else:
-            try:
-                bound = schema.fit(self.input_model, values)
-            except schema.Misfit as exc:
-                raise InputError(f"{self.name}: {exc}", field=exc.problems[0][0]) from exc
-            text = template.render(self.body, bound, declared=self.inputs)
+        try:
+            if self.input_model is None:
+                text = self.body if self.plain and not values else template.render(self.body, values)
+            else:
+                text = template.render(self.body, schema.fit(self.input_model, values), declared=self.inputs)
+        except schema.Misfit as exc:
+            raise InputError(f"{self.name}: {exc}", field=exc.problems[0][0]) from exc
+        except InputError as exc:
+            raise InputError(f"{self.name}: {exc}", field=exc.field) from exc
         if not text.strip():
             raise InputError(f"{self.name}: the prompt is empty once its placeholders are filled")
         return text

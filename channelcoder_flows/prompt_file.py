@@ -80,6 +80,8 @@ def _text(value: Any, context: _Context) -> str:
         raise ValueError("must be a text")
     if not context.written.strip():
         raise ValueError("is empty")
+    if "\0" in context.written:
+        raise ValueError("has a NUL, which no program can be told")
     return context.written
 
 
@@ -208,6 +210,7 @@ _LATER = {
     "docker": "a step runs on the host, not in a container",
     "checks": "a step is done when Claude has answered",
 }
+_MAX_PLACEHOLDERS = 1000
 _FIELDS = {"session": "session", "input": "input_schema", "output": "output_schema"}
 
 
@@ -234,7 +237,7 @@ class PromptReader:
             else:
                 self.fields[_FIELDS.get(key, key)] = value
         self.fields["options"] = self._options(options)
-        if not self._matter.body.strip():
+        if not self._matter.body:
             self._refuse("", "there is no text under the frontmatter; say what Claude shall do")
         self._check_placeholders()
 
@@ -288,8 +291,13 @@ class PromptReader:
         declared = self.fields.get("input_schema")
         if declared is None:
             return
-        for offset, path in template.placeholders(self._matter.body, declared["properties"]):
+        for count, (offset, path) in enumerate(template.placeholders(self._matter.body, declared["properties"])):
             problem = schema.path_problem(declared, path)
+            if count == _MAX_PLACEHOLDERS:
+                self._refuse(
+                    "", f"there are more than {_MAX_PLACEHOLDERS} different placeholders under the frontmatter"
+                )
+                break
             if problem:
                 line = self._matter.body_line + self._matter.body.count("\n", 0, offset)
                 self.errors.append(PromptError.at(self._file, line, f"{{{path}}}", problem))

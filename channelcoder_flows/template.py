@@ -11,9 +11,12 @@ A value is never read again as a template, and braces that come doubled (`{{name
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, cast
+
+from channelcoder_flows.errors import InputError
 
 # Between the braces there is no bare brace, so no character is looked at twice.
 _BRACES = re.compile(r"(?P<escaped>\\\$?\{)|\$?(?<!\{)\{(?P<expression>(?:[^{}\\]++|\\.)*+)\}", re.DOTALL)
@@ -37,6 +40,9 @@ def render(text: str, values: Mapping[str, Any], *, declared: Collection[str] | 
 
     A text is put in as it is, `None` and what is missing as nothing, `True` as `true`, mappings and lists as
     compact JSON. In a condition an empty text, 0, `False` and `None` are false; an empty list is true.
+
+    Raises:
+        InputError: a value that is asked for is no text and no JSON; `field` is its name.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -49,10 +55,17 @@ def render(text: str, values: Mapping[str, Any], *, declared: Collection[str] | 
 
 
 def placeholders(text: str, declared: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Yield the offset and path (`ticket.title`) of each declared name that `render` would fill in or ask about."""
+    """Yield the offset and path (`ticket.title`) of each declared name that `render` would fill in or ask about.
+
+    What stands in braces is looked at where it stands first.
+    """
+    seen: set[str] = set()
     for match in _BRACES.finditer(text):
         expression = (match["expression"] or "").strip()
-        choice = _choice(expression)
+        if expression in seen:
+            continue
+        seen.add(expression)
+        choice = None if _PATH.fullmatch(expression) else _choice(expression)
         for operand in (*choice.operands, choice.yes, choice.no) if choice else (expression,):
             if _PATH.fullmatch(operand) and operand.partition(".")[0] in declared:
                 yield match.start(), operand
@@ -74,7 +87,7 @@ def _evaluate(expression: str, values: Mapping[str, Any], declared: Collection[s
         known = root in (values if declared is None else declared)
         if not known and (declared is not None or not _PLAIN_PATH.fullmatch(expression)):
             return None
-        return _text(_look_up(expression, values))
+        return _filled(expression, values)
     choice = _choice(expression)
     if choice is None:
         return None
@@ -144,8 +157,8 @@ def _operand(text: str, values: Mapping[str, Any]) -> Any:
 def _branch(text: str, values: Mapping[str, Any]) -> str:
     if _is_quoted(text):
         return _unquote(text)
-    found = _look_up(text, values) if _PATH.fullmatch(text) else _MISSING
-    return text if found is _MISSING else _text(found)
+    known = _PATH.fullmatch(text) and _look_up(text, values) is not _MISSING
+    return _filled(text, values) if known else text
 
 
 def _unquote(text: str) -> str:
@@ -161,6 +174,20 @@ def _look_up(path: str, values: Mapping[str, Any]) -> Any:
     return found
 
 
+def _filled(path: str, values: Mapping[str, Any]) -> str:
+    try:
+        text = _text(_look_up(path, values))
+        text.encode()
+    except UnicodeEncodeError as exc:
+        problem = "has half a character (a lone surrogate): read what it comes from as UTF-8"
+        raise InputError(f"{path}: {problem}", field=path) from exc
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise InputError(f"{path}: cannot be put into a text: {exc}", field=path) from exc
+    if "\0" in text:
+        raise InputError(f"{path}: has a NUL, which is no text: take it out", field=path)
+    return text
+
+
 def _text(value: Any) -> str:
     match value:
         case str():
@@ -169,8 +196,10 @@ def _text(value: Any) -> str:
             return ""
         case bool():
             return "true" if value else "false"
+        case float() if not math.isfinite(value):
+            raise ValueError(f"{value} is no number of JSON")
         case Mapping() | list() | tuple():
-            return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
         case _:
             return "" if value is _MISSING else str(value)
 

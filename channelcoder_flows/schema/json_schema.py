@@ -10,6 +10,9 @@ from channelcoder_flows.errors import SchemaError
 
 JsonSchema = dict[str, Any]
 
+_LONG_WORD = 100
+"""Characters of a word that is no misspelling of another: comparing it would take long."""
+
 TYPES = ("string", "number", "integer", "boolean", "array", "object", "any")
 
 
@@ -73,6 +76,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known word that is nearest to `word`, or nothing."""
     from difflib import get_close_matches
 
+    if len(word) > _LONG_WORD:
+        return ""
     close = get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

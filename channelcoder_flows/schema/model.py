@@ -7,14 +7,17 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -22,7 +25,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticSerializationError
+from pydantic_core import PydanticCustomError, PydanticSerializationError, to_jsonable_python
 
 from channelcoder_flows.schema.json_schema import (
     ALLOWS,
@@ -62,11 +65,20 @@ def model_of(schema: JsonSchema, name: str) -> type[Declared]:
     return model
 
 
-class Misfit(ValueError):
-    """Data does not fit its declaration: `problems` says where and why."""
+MAX_TOLD = 50
+"""Problems that are told one by one."""
+_LONG_PLACE = 200
+"""Characters."""
+_LONG_LIST = 1000
+"""Items."""
 
-    def __init__(self, found: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {problem}" if path else problem for path, problem in found))
+
+class Misfit(ValueError):
+    """Data does not fit its declaration: `problems` says where and why, of the first `MAX_TOLD` places."""
+
+    def __init__(self, found: list[tuple[str, str]], count: int = 1) -> None:
+        told = "; ".join(f"{path}: {problem}" if path else problem for path, problem in found)
+        super().__init__(told + (f"; and {count - len(found)} more" if count > len(found) else ""))
         self.problems = found
 
 
@@ -79,16 +91,26 @@ def fit(model: type[Declared], value: Any) -> dict[str, Any]:
     try:
         return model.model_validate(value).model_dump(mode="json")
     except ValidationError as exc:
-        raise Misfit(problems(model, exc)) from exc
+        raise Misfit(problems(model, exc), exc.error_count()) from exc
     except (PydanticSerializationError, RecursionError) as exc:
-        raise Misfit([("", "is nested too deep, or is not plain JSON data")]) from exc
+        raise Misfit([(_not_plain(value), "is nested too deep, or is not plain JSON data")]) from exc
+
+
+def _not_plain(data: Any) -> str:
+    """Return the name of the first value of a mapping that is no plain JSON data."""
+    for name, value in as_mapping(data).items():
+        try:
+            to_jsonable_python(value)
+        except (ValueError, RecursionError):
+            return _place((name,))
+    return ""
 
 
 def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
-    """Return what is wrong as (path, problem), such as `("config.port", "is missing")`."""
+    """Return what is wrong as (path, problem), such as `("config.port", "is missing")`; the first `MAX_TOLD` of it."""
     schema: JsonSchema = getattr(model, "declared", {})
     found: list[tuple[str, str]] = []
-    for each in error.errors(include_url=False):
+    for each in error.errors(include_url=False)[:MAX_TOLD]:
         place = tuple(each.get("ctx", {}).get("place", each["loc"]))
         match each["type"]:
             case "missing":
@@ -99,14 +121,21 @@ def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, 
                 problem = f"must be {_SAID['object']}, not {_short(each['input'])}"
             case _:
                 problem = _PYDANTIC_SUBJECT.sub("must", each["msg"])
-        found.append((dotted(place), problem))
+        found.append((_place(place), problem))
     return found
+
+
+def _place(place: tuple[Any, ...]) -> str:
+    text = dotted(place)
+    return text if len(text) <= _LONG_PLACE else text[: _LONG_PLACE - 1] + "…"
 
 
 class Declared(BaseModel):
     """The base of every model made here: immutable, nothing coerced, dumped under the declared names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", serialize_by_alias=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
     declared: ClassVar[JsonSchema] = {}
 
     @model_serializer(mode="wrap")
@@ -206,13 +235,28 @@ def type_of(schema: Any, name: str) -> tuple[Any, bool]:
 def _bare_type(schema: JsonSchema, kind: str, name: str) -> tuple[Any, bool]:
     if kind == "array" and "items" in schema:
         item, whole = type_of(schema["items"], name)
-        return list[item], whole
+        return Annotated[list[item], WrapValidator(_to_the_first_misfit(item))], whole
     if kind == "object" and not {"properties", "required", "additionalProperties"}.isdisjoint(schema):
         fields, whole = _fields(schema, name)
         return create_model(
             name, __base__=_Open if schema.get("additionalProperties", True) else Declared, **fields
         ), whole
     return _PLAIN.get(kind, Any), True
+
+
+def _to_the_first_misfit(item: Any) -> Callable[[Any, ValidatorFunctionWrapHandler], Any]:
+    """Return a validator that reads a long list only up to its first item that does not fit."""
+
+    @cache
+    def adapter() -> TypeAdapter[Any]:
+        kind: Any = Annotated[list[item], FailFast()]
+        return TypeAdapter[Any](kind)
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        is_long = isinstance(value, list) and len(cast("list[Any]", value)) > _LONG_LIST
+        return adapter().validate_python(value) if is_long else handler(value)
+
+    return validate
 
 
 _PLAIN: dict[str, Any] = {
@@ -278,5 +322,10 @@ def _one_of(choices: list[Any]) -> Callable[[Any], Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
+    """Return a value as JSON of at most 60 characters, without writing down the rest of it."""
+    text = ""
+    for piece in json.JSONEncoder(ensure_ascii=False, default=str).iterencode(value):
+        text += piece[:61]
+        if len(text) > 60:
+            return text[:59] + "…"
+    return text

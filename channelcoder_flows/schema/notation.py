@@ -121,8 +121,7 @@ def _modified(fields: Mapping[str, Any], path: str) -> tuple[JsonSchema, bool]:
         choices = fields["enum"]
         if not isinstance(choices, list) or not choices:
             raise SchemaError("enum is a list of values", path=path)
-        for choice in cast("list[Any]", choices):
-            _check_value(schema, choice, "enum", path)
+        _check_values(schema, cast("list[Any]", choices), "enum", path)
         schema["enum"] = list(cast("list[Any]", choices))
     if fields.get("nullable"):
         schema = _nullable(schema)
@@ -131,7 +130,7 @@ def _modified(fields: Mapping[str, Any], path: str) -> tuple[JsonSchema, bool]:
             raise SchemaError("description is a text", path=path)
         schema["description"] = fields["description"]
     if "default" in fields:
-        _check_value(schema, fields["default"], "default", path)
+        _check_values(schema, [fields["default"]], "default", path)
         schema["default"] = fields["default"]
     return schema, fields.get("optional", False) or "default" in fields
 
@@ -150,11 +149,13 @@ def _nullable(schema: JsonSchema) -> JsonSchema:
     return schema | {"type": [schema["type"], "null"]} if "type" in schema else schema
 
 
-def _check_value(schema: JsonSchema, value: Any, what: str, path: str) -> None:
+def _check_values(schema: JsonSchema, values: list[Any], what: str, path: str) -> None:
     kind, _ = type_of(schema, "Value")
-    try:
-        TypeAdapter[Any](kind).validate_python(value)
-    except ValidationError as exc:
-        reason = exc.errors(include_url=False)[0]["msg"]
-        hint = "; put it in quotes" if schema.get("type") == "string" else ""
-        raise SchemaError(f"{what} {value!r} does not fit: {reason}{hint}", path=path) from exc
+    adapter = TypeAdapter[Any](kind)
+    for value in values:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as exc:
+            reason = exc.errors(include_url=False)[0]["msg"]
+            hint = "; put it in quotes" if schema.get("type") == "string" else ""
+            raise SchemaError(f"{what} {value!r:.60} does not fit: {reason}{hint}", path=path) from exc

@@ -234,7 +234,7 @@ def test_odd_files_are_refused_without_hanging(tmp_path):
         ("pipe.md", "is not a regular file"),
         ("nul.md", "has a NUL byte"),
         ("latin.md", "is not UTF-8"),
-        ("huge.md", "is over 10 MB"),
+        ("huge.md", "is over 1 MB"),
         ("", "is a folder"),
         ("none.md", "there is no such file"),
     ]:
