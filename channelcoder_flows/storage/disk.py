@@ -7,7 +7,8 @@ import fcntl
 import os
 import stat
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,17 +25,38 @@ def make_private(directory: Path) -> None:
     make_private(directory.parent)
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-        directory.chmod(0o700)  # the umask may have taken even this
+        with _open_directory(directory) as descriptor:
+            os.fchmod(descriptor, 0o700)  # the umask may have taken even this
+
+
+@contextmanager
+def _open_directory(path: Path) -> Generator[int]:
+    """Open a directory that is no link: what is done in it is done there, whatever is put in its place meanwhile."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError as exc:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from exc
+        raise
+    try:
+        yield descriptor
+    except OSError as exc:
+        if exc.filename is not None:
+            exc.filename = str(path / exc.filename)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def open_private(file: Path, flags: int) -> int:
-    """Open a plain file; a new one is for nobody but the user.
+    """Open a plain file; a new one is for nobody but the user. Neither it nor its directory may be a link.
 
     Raises:
         StorageError: it is something else: a pipe would keep us waiting, a device can be anything.
     """
-    # Without O_NONBLOCK, to open a pipe is to wait for its other end.
-    descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    with _open_directory(file.parent) as directory:
+        # Without O_NONBLOCK, to open a pipe is to wait for its other end.
+        descriptor = os.open(file.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise StorageError(f"{file} is no plain file: put the real one in its place")
@@ -53,6 +75,18 @@ def create_private(file: Path) -> int:
             make_private(file.parent)
             return open_private(file, os.O_RDWR | os.O_CREAT)
     return open_private(file, os.O_RDWR | os.O_CREAT)
+
+
+def replace_file(new: Path, file: Path) -> None:
+    """Put `new`, which is beside it, in the place of `file`, in one step."""
+    with _open_directory(file.parent) as directory:
+        os.replace(new.name, file.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove_file(file: Path) -> None:
+    """Remove a file, where there is one."""
+    with suppress(FileNotFoundError), _open_directory(file.parent) as directory:
+        os.unlink(file.name, dir_fd=directory)
 
 
 def is_at(descriptor: int, file: Path) -> bool:

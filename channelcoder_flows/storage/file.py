@@ -23,7 +23,7 @@ from channelcoder_flows.storage.session_dir import JOURNAL, SessionDirectory
 
 DIRECTORY_VARIABLE: Final = "CHANNELCODER_SESSION_DIR"
 _TRASH: Final = ".trash-"
-_LOCKS: Final = ".locks"
+_LOCK: Final = ".lock-"
 _RUN: Final = "run/"
 
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class FileSessionStorage:
     def _lock_directory(self, name: str) -> SessionDirectory:
         self._prepare()
         if name.startswith(_RUN):
-            return SessionDirectory(self.root / _LOCKS / directory_name(name))
+            return SessionDirectory(self.root / f"{_LOCK}{directory_name(name)}")
         return self._session(name)
 
     def _session(self, name: str) -> SessionDirectory:
@@ -211,7 +211,7 @@ class FileSessionStorage:
 
 def _at_path(text: str) -> SessionDirectory | None:
     try:
-        path = Path(text).expanduser()
+        path = Path(text).expanduser().resolve()
         session = SessionDirectory(path.parent if path.name == JOURNAL else path, in_store=False)
         return session if session.journal.is_file() else None
     except (OSError, RuntimeError):

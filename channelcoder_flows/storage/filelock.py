@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from channelcoder_flows.errors import SessionBusy
-from channelcoder_flows.storage.disk import create_private, is_at, storage_error
+from channelcoder_flows.errors import SessionBusy, StorageError
+from channelcoder_flows.storage.disk import create_private, is_at, open_private, remove_file, storage_error
 
 FIRST_DELAY, LAST_DELAY = 0.002, 0.25
 """Seconds between two tries: the first, and what it grows to."""
@@ -116,12 +116,16 @@ def try_lock(path: Path) -> int | None:
 
 
 def _clear(path: Path) -> None:
-    path.unlink()
+    remove_file(path)
     path.parent.rmdir()
 
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError:
+        descriptor = open_private(path, os.O_RDONLY)
+    except (OSError, StorageError):
         return ""
+    try:
+        return os.read(descriptor, 20).decode(errors="replace")
+    finally:
+        os.close(descriptor)

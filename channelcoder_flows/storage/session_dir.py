@@ -17,7 +17,15 @@ from typing import Final
 from channelcoder_flows.errors import JournalDamaged, SessionExists, StorageError
 from channelcoder_flows.journal import Event, Journal, SessionState
 from channelcoder_flows.storage.base import conflict, with_name
-from channelcoder_flows.storage.disk import create_private, is_at, open_private, sync_directory, write_at
+from channelcoder_flows.storage.disk import (
+    create_private,
+    is_at,
+    open_private,
+    remove_file,
+    replace_file,
+    sync_directory,
+    write_at,
+)
 from channelcoder_flows.storage.journal_file import (
     NOTHING,
     DeltaIndex,
@@ -184,9 +192,9 @@ class SessionDirectory:
             descriptor = open_private(new, os.O_RDWR | os.O_CREAT)
             try:
                 write_at(descriptor, make_line(name, events, known | added, NOTHING, end=end), 0)
-                new.replace(self.journal)
+                replace_file(new, self.journal)
             except BaseException:
-                new.unlink(missing_ok=True)
+                remove_file(new)
                 raise
             finally:
                 os.close(descriptor)
@@ -235,9 +243,9 @@ class SessionDirectory:
             if self.begun():
                 raise OSError(errno.ENOTEMPTY, "there is a session", str(self.path))
             for name in (DELTAS, NEW_JOURNAL, JOURNAL):
-                (self.path / name).unlink(missing_ok=True)
+                remove_file(self.path / name)
         if self.path.exists():
-            self.turn_lock.unlink(missing_ok=True)
+            remove_file(self.turn_lock)
             self.path.rmdir()
 
     @contextmanager
