@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import re
+import signal
 import typing
 import uuid
 from collections.abc import Callable, Generator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.utilities import engine
 
 from channelcoder_flows.config import Settings
 from channelcoder_flows.errors import (
@@ -48,6 +50,9 @@ Say = Callable[[str], None]
 
 SAYS_THE_WAY_ON = (SessionDiverged, SessionUnfinished, RunAlive, RunTakenOver)
 """The errors after which a plain resume would only fail again; they name what helps."""
+
+SIGTERM_HANDLER = "_prefect_sigterm_handler"
+"""Prefect's name for what a flow installs as it begins; it has no setting for it."""
 
 
 class FlowReport(Frozen):
@@ -162,7 +167,7 @@ async def resume_flow(
 async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Running, say: Say) -> FlowReport:
     try:
         async with prefect_server(say):
-            with _one_line_errors():
+            with _one_line_errors(), _polite_end():
                 token = given_running.set(running)
                 try:
                     result = await _call(flow, parameters)
@@ -200,6 +205,20 @@ def _one_line_errors() -> Generator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(without_traceback)
+
+
+@contextmanager
+def _polite_end() -> Generator[None]:
+    """Let SIGTERM end the flow in the way that whoever started it has chosen, where he has.
+
+    Prefect's own way raises an exception wherever the event loop is just then, in the saving of a turn too.
+    """
+    ours, theirs = signal.getsignal(signal.SIGTERM), getattr(engine, SIGTERM_HANDLER)
+    setattr(engine, SIGTERM_HANDLER, ours if callable(ours) else theirs)
+    try:
+        yield
+    finally:
+        setattr(engine, SIGTERM_HANDLER, theirs)
 
 
 async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
