@@ -1,171 +1,289 @@
-"""A flow killed at any instant goes on from its saved session, and nothing that was finished is paid for again."""
+"""A flow whose processes are killed at any instant ends as if nothing had happened, and no turn is paid for twice."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_server import PrefectServer
 
+from channelcoder_flows.errors import ChannelCoderError
 from channelcoder_flows.journal import Journal
-from channelcoder_flows.storage.file import FileSessionStorage
+from channelcoder_flows.places.host import alive
 from channelcoder_flows.testing.model import ScriptedModel
 
 from .conftest import wait_until_gone
+from .trial import LIMIT, PARTS, Trial, script
 
-FLOW = Path(__file__).parent / "eight_turns" / "flow.py"
 pytestmark = pytest.mark.xdist_group("prefect")
 
 
-def script(names: list[str]) -> list[dict[str, Any]]:
-    """Return what the model answers, part by part; each run meets its own overloaded API once."""
-    rules: list[dict[str, Any]] = []
-    for name in names:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of kill: who dies of what, and how the flow may end of it."""
 
-        def rule(number: int, *reply: Any, name: str = name) -> None:
-            rules.append({"when": f"part {number} of {name}.", "reply": list(reply)})
+    victim: str
+    how: signal.Signals
+    codes: frozenset[int]
+    """Exit codes of the flow; what a signal ended has its number, negative."""
+    repeats: int = 1
+    """How many turns may be paid for again: at most the one in flight."""
+    stays_away: bool = False
+    """The server comes back only after the flow has ended."""
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
 
-        def bash(command: str) -> dict[str, Any]:
-            return {"tool": "Bash", "input": {"command": command, "description": "work"}}
 
-        rule(1, {"text": "planned", "slow": 0.02, "chunks": 4})
-        rule(2, bash("printf 'one\\n' > one.txt"), {"text": "wrote one"})
-        rule(3, {"output": {"verdict": "go", "score": 3}})
-        rule(4, {"error": 529}, {"text": "recovered"})
-        rule(5, bash("printf 'two\\n' > two.txt"), bash("cat one.txt two.txt > both.txt"), {"text": "wrote two"})
-        rule(6, {"text": "looked around", "delay": 0.2})
-        rule(7, {"output": {"verdict": "stop", "score": 7}})
-        rule(8, bash("printf 'done\\n' > done.txt"), {"text": "finished"})
-    return rules
+KINDS = {
+    "flow-kill": Kind("flow", signal.SIGKILL, frozenset({-9})),
+    "flow-term": Kind("flow", signal.SIGTERM, frozenset({143, -15})),  # -15: before it could listen
+    "cli-kill": Kind("cli", signal.SIGKILL, frozenset({0, 1})),  # one prompt has a retry left, the other has none
+    "server-kill": Kind("server", signal.SIGKILL, frozenset({0, 1}), repeats=0),
+    "server-gone": Kind(
+        "server",
+        signal.SIGKILL,
+        frozenset({1}),
+        repeats=0,
+        stays_away=True,
+        env={"PREFECT_CLIENT_MAX_RETRIES": "2"},  # seconds instead of minutes
+    ),
+}
+SHORT = {"flow-kill": 2, "flow-term": 1, "cli-kill": 1, "server-kill": 1}
+LONG = {"flow-kill": 150, "flow-term": 30, "cli-kill": 30, "server-kill": 7, "server-gone": 3}
+ONLY = os.environ.get("CHANNELCODER_TRIAL", "")
+"""The trials to carry out, as a pattern of their names; read here, because a test has an environment of its own."""
+
+SPARE = 2
+"""Trials that are planned for each that is wanted: some victims have ended before their moment."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: some way from one model call to the next, the first being the start and the last the end."""
+
+    calls: int
+    way: float
+
+    def __str__(self) -> str:
+        return f"call {self.calls} + {self.way:.0%}"
 
 
 @dataclass
-class Trial:
-    """One run of the flow in a directory of its own."""
+class Row:
+    """What became of a trial."""
 
-    folder: Path
     name: str
-    api: str
-    base_env: dict[str, str]
-    work: Path = field(init=False)
-    env: dict[str, str] = field(init=False)
+    moment: Moment
+    killed: bool = True
+    code: int = 0
+    ended: str = ""
+    """`went on` without help, `resumed`, or `begun anew` where nothing was done yet."""
+    finished: int = 0
+    """Turns that were finished when the blow fell."""
+    replayed: int = 0
+    adopted: int = 0
+    paid_twice: int = 0
+    unreadable: int = 0
+    orphans: int = 0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list[str])
 
-    def __post_init__(self) -> None:
-        self.work = self.folder / "work"
-        self.work.mkdir(parents=True)
-        self.env = {
-            **os.environ,
-            **self.base_env,
-            "HOME": str(self.folder / "home"),
-            "CLAUDE_CONFIG_DIR": str(self.folder / "claude"),
-            "CHANNELCODER_SESSION_DIR": str(self.folder / "sessions"),
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "PREFECT_API_URL": self.api,
-            "PREFECT_LOGGING_LEVEL": "WARNING",
-        }
-
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "channelcoder_flows", "flow", *command],
-                cwd=self.work,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def run(self) -> subprocess.Popen[bytes]:
-        return self.start("run", f"{FLOW}:eight_turns", "-d", f"name={self.name}", "--json")
-
-    def resume(self) -> subprocess.Popen[bytes]:
-        return self.start("resume", self.name, "--json")
-
-    def journal(self) -> Journal:
-        store = FileSessionStorage(self.folder / "sessions")
-        return Journal(asyncio.run(store.read(self.name)) if asyncio.run(store.exists(self.name)) else [])
-
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text()
-
-    def outcome(self) -> dict[str, Any]:
-        """Return what has to be the same however often the run was killed."""
-        journal = self.journal()
-        assert journal.intent is None
-        return {
-            "messages": [(m.role, m.content.replace(self.name, "NAME")) for m in journal.messages],
-            "outputs": [turn.output for turn in journal.turns],
-            "steps": [str(turn.step) for turn in journal.turns],
-            "files": {file.name: file.read_text() for file in sorted(self.work.iterdir()) if file.is_file()},
-        }
+    def __str__(self) -> str:
+        what = f"{self.finished} turns finished, exit {self.code}, {self.ended}" if self.killed else "too late"
+        adopted = ", adopted" if self.adopted else ""
+        return f"{self.name}  {self.moment!s:14}  {what}{adopted}, {self.seconds:.1f} s  {'; '.join(self.wrong)}"
 
 
-def paid(model: ScriptedModel, name: str) -> Counter[int]:
-    """Count the model calls that were answered in full, by the part of the work they were for."""
-    return Counter(
-        number for number in range(1, 9) for r in model.requests if r.paid and f"part {number} of {name}." in r.prompt
-    )
+class Torture:
+    """Trials on one model and one warm server, each compared with a run that was left alone."""
 
+    def __init__(self, seed: int, folder: Path, model: ScriptedModel, env: dict[str, str], server: PrefectServer):
+        self.seed, self.folder, self.model, self.server = seed, folder, model, server
+        self.env = {**env, "PREFECT_API_URL": server.url, "ANTHROPIC_BASE_URL": model.url}
+        whole = Trial(folder / "whole", "whole", model, self.env)
+        assert whole.run().wait(timeout=LIMIT) == 0, whole.log()
+        times = [whole.began, *whole.calls(), time.time()]
+        self.steps = [later - earlier for earlier, later in pairwise(times)]
+        """Seconds from the start to the first model call, and so on to the end."""
+        self.outcome, self.price = whole.outcome(), whole.paid()
+        assert (len(self.outcome["steps"]), self.outcome["open"]) == (len(PARTS), None)
 
-def check_kills(count: int, seed: int, tmp_path: Path, scripted_model: Any, env: dict[str, str], api: str) -> None:
-    """Kill `count` runs at random moments, resume each, and compare them with one that was left alone."""
-    chance = random.Random(seed)
-    names = ["whole", *(f"killed-{number}" for number in range(count))]
-    model: ScriptedModel = scripted_model(script(names))
-    whole = Trial(tmp_path / "whole", "whole", api, env)
-    began = time.monotonic()
-    assert whole.run().wait(timeout=120) == 0, whole.log()
-    length = time.monotonic() - began
-    expected, price = whole.outcome(), paid(model, "whole")
-    assert len(expected["steps"]) == 8
+    def rows(self, kind: str, count: int, at_once: int) -> list[Row]:
+        """Carry out so many kills, and those that came too late besides."""
+        names = iter(names_of(kind, count))
+        rows: list[Row] = []
+        with ThreadPoolExecutor(at_once) as pool:
+            while missing := count - sum(row.killed for row in rows):
+                rows += pool.map(self.row, islice(names, missing))
+        return rows
 
-    for name in names[1:]:
-        trial = Trial(tmp_path / name, name, api, env)
-        moment = chance.uniform(0.2, 1.0) * length
-        flow = trial.run()
+    def row(self, name: str) -> Row:
+        """Carry out one trial. Its name and the seed are all that it depends on."""
+        kind = KINDS[name.rpartition("-")[0]]
+        chance = random.Random(f"{self.seed}/{name}")
+        moment = Moment(chance.randrange(kind.victim == "cli", len(self.steps)), chance.random())
+        row = Row(name, moment)
+        began = time.monotonic()
+        trial = Trial(self.folder / name, name, self.model, {**self.env, **kind.env})
         try:
-            flow.wait(timeout=moment)
-        except subprocess.TimeoutExpired:
-            flow.send_signal(signal.SIGKILL)
-            flow.wait()
-        told = f"seed {seed}, {name}, killed after {moment:.2f} s of {length:.2f} s"
-        assert wait_until_gone(trial.folder) == [], told
+            self._try(kind, trial, row)
+        except (AssertionError, ChannelCoderError, OSError, subprocess.TimeoutExpired, TimeoutError) as exc:
+            row.unreadable += isinstance(exc, ChannelCoderError)
+            row.wrong.append(f"{type(exc).__name__}: {exc}")
+        row.seconds = time.monotonic() - began
+        if not row.wrong:
+            shutil.rmtree(trial.folder)
+        print(row, flush=True)
+        return row
+
+    def _try(self, kind: Kind, trial: Trial, row: Row) -> None:
+        flow = trial.run()
+        row.killed = self._strike(kind, trial, flow, row.moment)
+        struck = trial.journal()
+        row.finished = len(struck.turns)
+        row.code = flow.wait(timeout=LIMIT)
+        row.orphans = len(wait_until_gone(trial.folder))
+        if kind.stays_away and row.killed:
+            self.server.start()
+        if row.code not in (kind.codes if row.killed else {0}):
+            row.wrong.append(f"exit {row.code}: {trial.log()}")
+        if row.code > 0:
+            error = trial.error()
+            row.wrong += [] if error.get("retryable") or kind.victim == "server" else [f"not retryable: {error}"]
+            if not (len(struck.turns) == 0 or f"channelcoder flow resume {trial.name}" in error.get("message", "")):
+                row.wrong.append(f"no way on: {error}")
         before = trial.journal()
-        finished = {number for number, _ in enumerate(before.turns, start=1)}
-        if before.run is None:
-            assert trial.run().wait(timeout=120) == 0, told + trial.log()
-        else:
-            assert trial.resume().wait(timeout=120) == 0, told + trial.log()
-        assert trial.outcome() == expected, told
-        spent = paid(model, name)
-        assert {part: spent[part] for part in finished} == {part: price[part] for part in finished}, told
-        in_flight = len(before.turns) + 1
-        assert spent[in_flight] <= 2 * price[in_flight], told
-        later = range(in_flight + 1, 9)
-        assert {part: spent[part] for part in later} == {part: price[part] for part in later}, told
-        assert wait_until_gone(trial.folder) == [], told
+        row.ended = "went on" if row.code == 0 else "resumed" if before.run else "begun anew"
+        if row.code != 0:
+            if kind.how == signal.SIGTERM and before.intent:
+                row.wrong.append("a turn was left open")
+            row.replayed = len(before.turns)
+            again = trial.resume() if before.run else trial.run()
+            if code := again.wait(timeout=LIMIT):
+                row.wrong.append(f"{row.ended} with exit {code}: {trial.log()}")
+            row.orphans += len(wait_until_gone(trial.folder))
+        self._compare(kind, trial, row, struck)
+
+    def _strike(self, kind: Kind, trial: Trial, flow: subprocess.Popen[bytes], moment: Moment) -> bool:
+        """Wait for the moment and kill; return whether there was anybody to kill."""
+        trial.wait_for_call(moment.calls)
+        try:
+            flow.wait(timeout=moment.way * self.steps[moment.calls])
+            return False
+        except subprocess.TimeoutExpired:
+            pass
+        match kind.victim:
+            case "flow":
+                flow.send_signal(kind.how)
+            case "cli":
+                return kill_cli(trial, flow, kind.how)
+            case _:
+                self.server.kill()
+                if not kind.stays_away:
+                    self.server.start()
+        return True
+
+    def _compare(self, kind: Kind, trial: Trial, row: Row, struck: Journal) -> None:
+        """Compare a trial that has gone to its end with the run that was left alone."""
+        outcome, spent, journal = trial.outcome(), trial.paid(), trial.journal()
+        row.wrong += [f"{what}: {outcome[what]}" for what in outcome if outcome[what] != self.outcome[what]]
+        adopted = {number for number, turn in enumerate(journal.turns, start=1) if turn.adopted}
+        row.adopted = len(adopted)
+        in_flight = len(struck.turns) + 1
+        for part in PARTS:
+            repeats = kind.repeats if part == in_flight and part not in adopted and row.killed else 0
+            if not self.price[part] <= spent[part] <= self.price[part] * (1 + repeats):
+                row.wrong.append(f"part {part}: {spent[part]} calls were paid for instead of {self.price[part]}")
+                row.paid_twice += part < in_flight
+        if row.orphans:
+            row.wrong.append(f"{row.orphans} processes were left")
 
 
-def test_a_killed_flow_ends_as_if_it_had_not_been_killed(
-    tmp_path: Path, scripted_model: Any, claude_env: dict[str, str], prefect_api: str
+def kill_cli(trial: Trial, flow: subprocess.Popen[bytes], how: signal.Signals) -> bool:
+    """Kill the CLI of the turn in flight, or of the next; return whether there was one."""
+    while flow.poll() is None:
+        process = trial.journal().process
+        if process is not None and alive(process):
+            os.kill(int(process.id), how)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def names_of(kind: str, count: int) -> list[str]:
+    """Return what trials are called."""
+    return [f"{kind}-{number:03}" for number in range(count * SPARE)]
+
+
+def table(rows: list[Row]) -> str:
+    """Return the sums of each kind."""
+    counts: dict[str, Callable[[list[Row]], Any]] = {
+        "kills": lambda rows: sum(row.killed for row in rows),
+        "went on": lambda rows: sum(row.ended == "went on" for row in rows),
+        "resumed": lambda rows: sum(row.ended == "resumed" for row in rows),
+        "anew": lambda rows: sum(row.ended == "begun anew" for row in rows),
+        "replayed": lambda rows: sum(row.replayed for row in rows),
+        "adopted": lambda rows: sum(row.adopted for row in rows),
+        "paid twice": lambda rows: sum(row.paid_twice for row in rows),
+        "unreadable": lambda rows: sum(row.unreadable for row in rows),
+        "orphans": lambda rows: sum(row.orphans for row in rows),
+        "wrong": lambda rows: sum(bool(row.wrong) for row in rows),
+        "s each": lambda rows: f"{sum(row.seconds for row in rows) / len(rows):.1f}",
+    }
+    kinds = {kind: [row for row in rows if row.killed and row.name.startswith(kind)] for kind in KINDS}
+    lines = [["kind", *counts]]
+    lines += [[kind, *(str(count(rows)) for count in counts.values())] for kind, rows in kinds.items() if rows]
+    return "\n".join("  ".join(cell.rjust(11) for cell in line) for line in lines)
+
+
+def check_kills(
+    plan: Mapping[str, int],
+    seed: int,
+    folder: Path,
+    scripted_model: Any,
+    env: dict[str, str],
+    server: PrefectServer,
+    *,
+    only: str = "",
 ) -> None:
-    """Five kills at random moments: the same session, the same files, no finished turn paid for twice, nothing left."""
-    check_kills(5, 20261122, tmp_path, scripted_model, claude_env, prefect_api)
+    """Carry out the kills of a plan, or the trials named `only`; nothing may be wrong with any."""
+    names = [name for kind, count in plan.items() for name in names_of(kind, count)]
+    torture = Torture(seed, folder, scripted_model(script(["whole", *names])), env, server)
+    rows: list[Row] = []
+    if only:
+        rows = [torture.row(name) for name in names if fnmatch(name, only)]
+    else:
+        for kind, count in plan.items():
+            # Who kills the server kills it for all.
+            rows += torture.rows(kind, count, at_once=1 if KINDS[kind].victim == "server" else 3)
+    print(table(rows))
+    assert [row for row in rows if row.wrong] == []
+
+
+def test_a_flow_under_kills_ends_as_if_nothing_had_happened(
+    tmp_path: Path, scripted_model: Any, claude_env: dict[str, str], prefect_server: PrefectServer
+) -> None:
+    """Flow, CLI or server killed at random moments: the same session and files, nothing paid twice, nothing left."""
+    check_kills(SHORT, 20261122, tmp_path, scripted_model, claude_env, prefect_server)
 
 
 @pytest.mark.torture
-def test_forty_kills(tmp_path: Path, scripted_model: Any, claude_env: dict[str, str], prefect_api: str) -> None:
-    """Forty kills, at moments that the printed seed brings back."""
-    seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
-    print(json.dumps({"seed": seed}))
-    check_kills(40, seed, tmp_path, scripted_model, claude_env, prefect_api)
+def test_two_hundred_and_twenty_kills(
+    tmp_path: Path, seed: int, scripted_model: Any, claude_env: dict[str, str], prefect_server: PrefectServer
+) -> None:
+    """Two hundred and twenty kills, each of which the printed seed and its name bring back.
+
+    CHANNELCODER_SEED=SEED CHANNELCODER_TRIAL=flow-kill-017 is one of them again, `server-*` a kind.
+    """
+    check_kills(LONG, seed, tmp_path, scripted_model, claude_env, prefect_server, only=ONLY)
