@@ -40,7 +40,7 @@ from channelcoder_flows.flow.running import (
     new_owner,
     plain_parameters,
 )
-from channelcoder_flows.flow.server import prefect_server
+from channelcoder_flows.flow.server import is_unreachable, prefect_server
 from channelcoder_flows.run import OnDiverged, OnUnfinished, Run, quoted, resume_command
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.open_session import OpenSession
@@ -165,8 +165,9 @@ async def resume_flow(
 
 
 async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Running, say: Say) -> FlowReport:
+    api = ""
     try:
-        async with prefect_server(say):
+        async with prefect_server(say) as api:
             with _one_line_errors(), _polite_end():
                 token = given_running.set(running)
                 try:
@@ -176,7 +177,7 @@ async def _execute(flow: Flow[..., Any], parameters: dict[str, Any], running: Ru
     except (Exception, asyncio.CancelledError) as exc:
         if isinstance(exc, SAYS_THE_WAY_ON):
             raise
-        raise _with_the_way_on(exc, running) from exc
+        raise _with_the_way_on(exc, running, api) from exc
     finally:
         await running.let_go()
     return FlowReport(
@@ -227,7 +228,7 @@ async def _call(flow: Flow[..., Any], parameters: dict[str, Any]) -> Any:
     return await asyncio.to_thread(flow, **parameters)
 
 
-def _with_the_way_on(exc: BaseException, running: Running) -> BaseException:
+def _with_the_way_on(exc: BaseException, running: Running, api: str) -> BaseException:
     """Return the same error, with the command that resumes the run at the end of its message."""
     sessions = running.run.sessions
     way_on = f"; to go on from there: {_resume_line(running.run)}" if sessions else ""
@@ -239,7 +240,10 @@ def _with_the_way_on(exc: BaseException, running: Running) -> BaseException:
         error.args = (error.message,)
         return error
     when = "" if sessions else "the flow failed before its first turn: "
-    return FlowError(f"{when}{type(exc).__name__}: {exc}{way_on}")
+    what = f"{type(exc).__name__}: {exc}"
+    if is_unreachable(api, exc):
+        what = f"the Prefect server at {api} cannot be reached: see that it runs"
+    return FlowError(f"{when}{what}{way_on}")
 
 
 def _resume_line(run: Run) -> str:

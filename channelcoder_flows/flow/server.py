@@ -70,6 +70,18 @@ async def prefect_server(say: Callable[[str], None]) -> AsyncGenerator[str]:
         drain.cancel()
 
 
+def is_unreachable(api: str, exc: BaseException) -> bool:
+    """Return whether an error comes of the Prefect server at `api` not answering, and not of what a flow asks for."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        # An error that httpx has not raised itself has no request, and says so with a RuntimeError.
+        with suppress(RuntimeError):
+            if isinstance(cause, httpx.TransportError) and str(cause.request.url).startswith(api):
+                return True
+        cause = cause.__cause__
+    return False
+
+
 async def _tell_the_rest() -> None:
     """Let Prefect send what it still has for the server; at exit it would do so after our own last words."""
     for service in (EventsWorker, APILogWorker):

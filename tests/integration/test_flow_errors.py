@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from test_flow import ECHO, Model, journal, resume, run, work, write
 
 from channelcoder_flows.errors import ChannelCoderError
@@ -120,3 +121,21 @@ async def test_what_is_kept_is_not_judged_anew(scripted_model: Model, work: Path
     report = await resume("work", on_diverged="keep")
     assert report is not None
     assert (report.result, len(model.requests)) == ({"a": "x"}, spent)
+
+
+async def test_a_server_that_is_gone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Prefect server that does not answer is named; a flow's own trouble with the network is told as it is."""
+    own = write(
+        """
+        import httpx
+
+        @flow
+        async def fetches():
+            httpx.get("http://127.0.0.1:9/")
+        """
+    )
+    with pytest.raises(ChannelCoderError, match="before its first turn: ConnectError: "):
+        await run(own)
+    gone = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(gone), pytest.raises(ChannelCoderError, match=r":9/api cannot be reached: see that it"):
+        await run(own)
