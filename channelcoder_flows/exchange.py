@@ -16,6 +16,8 @@ from channelcoder_flows.turn import Message, Usage
 
 OUTPUT_TOOL = "StructuredOutput"
 COST_STATE = b'"cost-state"'
+_SURROGATES = (b"\\ud", b"\\uD", b"\xed")
+"""How a line that holds half a surrogate pair can spell it; so are whole pairs, and Korean."""
 
 
 class Exchange(NamedTuple):
@@ -66,6 +68,11 @@ def exchanges(data: bytes) -> list[Exchange]:
     if found:
         found[-1].end = len(data)
     return [reader.exchange() for reader in found]
+
+
+def is_readable(data: bytes) -> bool:
+    """Return whether all of a transcript, or of the end of one, is whole lines of JSON objects."""
+    return data.endswith(b"\n") and all(entry for _, _, entry in _entries(data))
 
 
 def last_total_cost(data: bytes) -> float:
@@ -235,9 +242,27 @@ def _entries(data: bytes) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
 def _entry(line: bytes) -> dict[str, Any]:
     try:
-        return as_object(json.loads(line))
+        return as_object(read_line(line))
     except ValueError:
         return {}
+
+
+def read_line(line: bytes) -> Any:
+    """Return the JSON that a line of Claude Code's holds. Half a surrogate pair, which is no text, becomes U+FFFD.
+
+    A model's answer can hold one, and no file could keep it.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        value = json.loads(line)
+        if not any(mark in line for mark in _SURROGATES):
+            return value
+        text = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
+        return json.loads(text.decode("utf-16-le", "replace"))
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
 
 
 def _number(value: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from claude_agent_sdk import CLIConnectionError, CLIJSONDecodeError, ProcessErro
 
 from channelcoder_flows.claude_code.options import LINE_LIMIT
 from channelcoder_flows.errors import PlaceError
+from channelcoder_flows.exchange import read_line
 from channelcoder_flows.places.base import Place, Process
 
 OnStarted = Callable[[Process], Awaitable[None]]
@@ -64,7 +64,7 @@ class PlaceTransport(Transport):
             # What is no JSON object is a stray word of some tool's, and not for us.
             if line.startswith(b"{"):
                 try:
-                    yield json.loads(line)
+                    yield read_line(line)
                 except ValueError as exc:
                     raise CLIJSONDecodeError(line[:200].decode(errors="replace"), exc) from exc
         status = await self.process.wait()
@@ -78,11 +78,16 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
+            _check_size(size + len(end))
             yield b"".join([*parts, end]).strip()
             parts, size = [], 0
         parts.append(rest)
         size += len(rest)
-        if size > LINE_LIMIT:
-            raise CLIJSONDecodeError("", ValueError(f"a line of more than {LINE_LIMIT >> 20} MiB"))
+        _check_size(size)
     if size:
         yield b"".join(parts).strip()
+
+
+def _check_size(size: int) -> None:
+    if size > LINE_LIMIT:
+        raise CLIJSONDecodeError("", ValueError(f"a line of more than {LINE_LIMIT >> 20} MiB"))
