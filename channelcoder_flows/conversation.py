@@ -16,7 +16,7 @@ from pathlib import Path
 
 from channelcoder_flows import transcript as files
 from channelcoder_flows.errors import JournalDamaged, SessionNotFound, TurnError
-from channelcoder_flows.exchange import Exchange, exchanges, last_total_cost, total_costs, without
+from channelcoder_flows.exchange import Exchange, exchanges, is_readable, last_total_cost, total_costs, without
 from channelcoder_flows.journal import Attach, Failed, FileMark, Intent, Interactive, Moved, Turn
 from channelcoder_flows.places.base import Place
 from channelcoder_flows.storage.open_session import OpenSession
@@ -196,6 +196,8 @@ class Conversation:
             before = last_total_cost(contents[MAIN][: self._main_mark().length + typed[0].start])
             await self._join_typed(contents, typed, before)
             return contents
+        if (more := contents.get(MAIN, b"")[self._main_mark().length :]) and not is_readable(more):
+            self.on_notice(f"the end of the conversation cannot be read, and was cut off: {len(more)} bytes")
         # What is left of a failed attempt, or housekeeping of Claude Code's own: no words that anyone would miss.
         await asyncio.to_thread(self._transcript(self.session.journal.session_id or "").cut, marks)
         return await self.read()

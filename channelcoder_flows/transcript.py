@@ -73,7 +73,7 @@ class Transcript:
             StorageError: it cannot be read.
         """
         with self._translated("read"):
-            return {path: file.read_bytes() for path, file in self._files()}
+            return {path: _read(file) for path, file in self._files()}
 
     def mend(self) -> None:
         """Cut off the line that a killed process left half written: the next one would be appended to it, and lost.
@@ -99,6 +99,7 @@ class Transcript:
                     file.unlink()
             targets = dict(self._files())
             for path, data in contents.items():
+                self._unlink_folders(path)
                 _write_whole(targets.get(path, self._home_of(path)), data)
 
     def cut(self, marks: Mapping[str, Mark]) -> None:
@@ -126,31 +127,51 @@ class Transcript:
     def _home_of(self, path: str) -> Path:
         return self.home / self.session_id / path if path else self.home / f"{self.session_id}.jsonl"
 
+    def _unlink_folders(self, path: str) -> None:
+        """Take away links where the conversation's own folders belong: what is laid would land elsewhere."""
+        folder = self.home
+        for name in self._home_of(path).relative_to(self.home).parts[:-1]:
+            folder /= name
+            if folder.is_symlink():
+                folder.unlink()
+
     def _files(self) -> Iterator[tuple[str, Path]]:
         if not self.projects.is_dir():
             return
         folders = sorted(self.projects.iterdir(), key=lambda folder: folder != self.home)
         for folder in folders:
             main = folder / f"{self.session_id}.jsonl"
-            if main.is_file():
+            if main.is_file() and not main.is_symlink():
                 yield MAIN, main
                 break
         for folder in folders:
             side = folder / self.session_id
             if side.is_dir() and not side.is_symlink():
                 for file in sorted(side.rglob("*")):
-                    if file.is_file() and not file.is_symlink():
-                        yield file.relative_to(side).as_posix(), file
+                    path = file.relative_to(side).as_posix()
+                    # Claude Code's own files have names that are text; another's is nothing a journal could name.
+                    if file.is_file() and not file.is_symlink() and _is_text(path):
+                        yield path, file
 
 
 def _is_lines(path: str) -> bool:
     return path == MAIN or path.endswith(".jsonl")
 
 
+def _is_text(path: str) -> bool:
+    return path.encode("utf-8", "replace") == os.fsencode(path)
+
+
+def _read(file: Path) -> bytes:
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
+        return opened.read()
+
+
 def _truncate(file: Path, length: int) -> None:
     # Claude Code takes an empty conversation for one that another process has just begun.
     if length:
-        os.truncate(file, length)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_NOFOLLOW), "wb") as opened:
+            opened.truncate(length)
     else:
         file.unlink()
 

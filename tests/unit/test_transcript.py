@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import resource
 import stat
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,13 +135,16 @@ def test_links_are_not_followed(transcript: Transcript, tmp_path: Path) -> None:
     assert (side / "link.txt").read_bytes() == b"ours"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that even root cannot read")
 def test_a_file_that_cannot_be_read(transcript: Transcript) -> None:
-    """What the file system refuses is an error of ours that names the folder."""
-    transcript.home.mkdir(parents=True)
-    (transcript.home / f"{ID}.jsonl").symlink_to("/proc/self/mem")
-    with pytest.raises(StorageError, match=r"cannot read .*projects"):
-        transcript.read()
+    """What the operating system refuses, here one more open file, is an error of ours that names the folder."""
+    transcript.lay(WHOLE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot read .*projects"):
+            transcript.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
