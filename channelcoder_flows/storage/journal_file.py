@@ -273,10 +273,12 @@ def events_of(line: Line, file: Path) -> tuple[Event, ...]:
     return events
 
 
-def damaged(file: Path, line: int = 0) -> JournalDamaged:
-    """Return the error for a journal that is not what was written."""
+def damaged(file: Path, line: int = 0, *, otherwise: str = "") -> JournalDamaged:
+    """Return the error for a file that is not what was written; `otherwise` is what helps without a backup."""
     where = f"{file}:{line}" if line else f"{file}"
-    advice = "put the file back from a backup" + (", or keep only the lines before this one" if line else "")
+    if line:
+        otherwise = "keep only the lines before this one"
+    advice = f"put the file back from a backup{', or ' if otherwise else ''}{otherwise}"
     return JournalDamaged(f"{where} is damaged: {advice}", file=str(file), line=line)
 
 

@@ -315,13 +315,13 @@ class SessionDirectory:
             offset, length = index[sha256]
             descriptor = open_private(self.deltas, os.O_RDONLY)
         except (KeyError, FileNotFoundError):
-            raise damaged(self.deltas) from None
+            raise damaged(self.deltas, otherwise="rewind the session to an earlier turn") from None
         try:
             data = os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise damaged(self.deltas)
+            raise damaged(self.deltas, otherwise="rewind the session to an earlier turn")
         return data
 
     def _write_deltas(self, deltas: Mapping[str, bytes], end: int) -> tuple[DeltaIndex, int]:
@@ -336,7 +336,7 @@ class SessionDirectory:
         try:
             size = os.fstat(descriptor).st_size
             if size < end:
-                raise damaged(self.deltas)
+                raise damaged(self.deltas, otherwise="rewind the session to an earlier turn")
             end = size
             write_at(descriptor, b"".join(deltas.values()), end)
         finally:

@@ -242,11 +242,11 @@ def test_no_damage_at_any_byte_is_read_as_a_session(kept: Kept, caplog: pytest.L
     table: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: Counter[str] = Counter()
     for damage in corpus(kept, seed, every=True):
-        began = time.perf_counter()
+        began = time.process_time()
         table[damage.kind][kept.judge(damage, caplog)] += 1
-        slowest[damage.kind] = max(slowest[damage.kind], round(1e6 * (time.perf_counter() - began)))
+        slowest[damage.kind] = max(slowest[damage.kind], round(1e6 * (time.process_time() - began)))
     for kind, ends in table.items():
-        print(f"{kind:32} {slowest[kind] / 1000:7.1f} ms at most  {dict(ends)}")
+        print(f"{kind:32} {slowest[kind] / 1000:7.1f} ms of CPU at most  {dict(ends)}")
 
 
 @pytest.mark.parametrize(
@@ -265,16 +265,16 @@ def test_a_huge_line_is_refused_without_holding_it(kept: Kept, kind: str, line: 
     """A line of 64 MB that is not ours is refused, or left out at the end, in less memory than it takes."""
     kept.journal.write_bytes(b"".join(kept.lines[:4]) + line(kept.lines[4]))
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         if kind == "zeros without an end":
             assert len(kept.read()) == 3
         else:
             with pytest.raises(JournalDamaged, match=r"journal\.jsonl:5 is damaged"):
                 kept.read()
-        middle = time.perf_counter()
+        middle = time.process_time()
         assert len(asyncio.run(kept.store.list())) == 2
-        print(f"{kind}: read {middle - began:.3f} s, list {time.perf_counter() - middle:.3f} s")
+        print(f"{kind}: read {middle - began:.3f} s, list {time.process_time() - middle:.3f} s")
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()
