@@ -19,7 +19,7 @@ _TRIES: Final = 100
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, for nobody but the user."""
+    """Make a directory, and those above it that are missing, durably and for nobody but the user."""
     if directory.is_dir():
         return
     make_private(directory.parent)
@@ -27,6 +27,7 @@ def make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700)
         with _open_directory(directory) as descriptor:
             os.fchmod(descriptor, 0o700)  # the umask may have taken even this
+        sync_directory(directory.parent)
 
 
 @contextmanager
