@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from channelcoder_flows.cli import output
 from channelcoder_flows.cli.failure import Interrupted
+from channelcoder_flows.cli.loading import load_claude_code
 from channelcoder_flows.cli.options import Data, Json, Store, Verbose, read_data, settings
 from channelcoder_flows.config import OnUnfinished
 from channelcoder_flows.errors import UsageError
@@ -34,6 +35,7 @@ async def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a flow and print what it returns."""
+    load_claude_code()
     work = run_flow(
         entrypoint,
         read_data(data),
@@ -60,6 +62,7 @@ async def resume(
     """Start the session's last run again: what is done is not done twice."""
     if keep and rerun:
         raise UsageError("--keep and --rerun are two ways on: give one of them")
+    load_claude_code()
     on_diverged: OnDiverged = "keep" if keep else "rerun" if rerun else "fail"
     work = resume_flow(
         session,
