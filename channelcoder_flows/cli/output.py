@@ -7,7 +7,10 @@ import json
 import os
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
+
+_DIM: Final = "\x1b[2m"
+_NOT_DIM: Final = "\x1b[22m"
 
 
 def prepare() -> None:
@@ -41,9 +44,9 @@ def piece(text: str) -> None:
 
 def say(text: str) -> None:
     """Tell the person at the terminal something beside the answer: one dim line."""
-    from rich.console import Console
-
-    Console(stderr=True).print(plain(text), style="dim", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    said = plain(text)
+    can_dim = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    print(f"{_DIM}{said}{_NOT_DIM}" if can_dim else said, file=sys.stderr)
 
 
 def close() -> None:

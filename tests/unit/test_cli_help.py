@@ -6,12 +6,13 @@ import io
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from channelcoder_flows.cli import failure
+from channelcoder_flows.cli import failure, output
 from channelcoder_flows.cli.app import app
 from channelcoder_flows.errors import StorageError, TurnTimeout
 
@@ -80,6 +81,22 @@ def test_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) 
     """Escape sequences in what an error quotes are not passed on."""
     failure.report(TurnTimeout("\x1b[2Jgone"), ["run"], interrupted=130)
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("term", "shown"), [("xterm", "\x1b[2mbusy: a b\x1b[22m"), ("dumb", "busy: a b")])
+def test_what_is_said_beside_the_answer(
+    term: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is dim on a terminal that can do that, and plain everywhere else."""
+    monkeypatch.setenv("TERM", term)
+    output.say("busy: a\nb")
+    assert capsys.readouterr().err == "busy: a b\n"
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        output.say("busy: a\nb")
+        assert os.read(ours, 100).decode() == f"{shown}\r\n"
+    os.close(ours)
 
 
 def test_what_was_paid_for_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
