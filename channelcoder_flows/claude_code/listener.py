@@ -60,6 +60,8 @@ class Listener:
         self.on_chunk = on_chunk
         self.result: ResultMessage | None = None
         self.pieces: list[str] = []
+        self._unfinished: int | None = None
+        """Where in `pieces` the answer begins that is still coming."""
         self.model = ""
         self.calls: set[str] = set()
         self.retry_after: float | None = None
@@ -110,16 +112,23 @@ class Listener:
 
     def _take_stream(self, event: dict[str, Any]) -> None:
         delta = as_object(event.get("delta"))
-        if event.get("type") == "content_block_delta" and delta.get("type") == "text_delta":
+        if event.get("type") == "message_start":
+            # An answer that broke off is given again from its start.
+            if self._unfinished is not None:
+                del self.pieces[self._unfinished :]
+            self._unfinished = len(self.pieces)
+        elif event.get("type") == "message_delta":
+            # Not `message_stop`: the CLI says that of its own accord when a stream ends too early.
+            self._unfinished = None
+        elif event.get("type") == "content_block_delta" and delta.get("type") == "text_delta":
             self.pieces.append(str(delta.get("text") or ""))
             self.on_chunk(StreamChunk(type="text", content=self.pieces[-1]))
         elif event.get("type") == "content_block_delta" and delta.get("type") == "thinking_delta":
             self.on_chunk(StreamChunk(type="thinking", content=str(delta.get("thinking") or "")))
 
     def _take_retry(self, data: dict[str, Any]) -> None:
-        delay = data.get("retry_delay_ms")
-        self.retry_after = delay / 1000 if isinstance(delay, int | float) else None
         status, attempt, most = (data.get(name) for name in ("error_status", "attempt", "max_retries"))
+        self.retry_after = _asked_for(data.get("retry_delay_ms"), attempt)
         said = f"the API answered {status}" if status else "the API cannot be reached"
         if status in REFUSED_STATUS and attempt != 1:
             # Once, the CLI may have an old login that it renews; ten times, someone waits minutes for nothing.
@@ -175,6 +184,16 @@ class Listener:
             retry_after=self.retry_after,
             text=self.text(),
         )
+
+
+def _asked_for(delay_ms: Any, attempt: Any) -> float | None:
+    """Return the seconds that the API asked to be left alone, None where the CLI waits of its own accord.
+
+    That is half a second, twice as long with each attempt, and up to a quarter more.
+    """
+    if not isinstance(delay_ms, int | float) or not isinstance(attempt, int):
+        return None
+    return delay_ms / 1000 if delay_ms > 625 * 2 ** (attempt - 1) else None
 
 
 def _not_logged_in(said: str, status: int | None) -> NotLoggedIn:

@@ -14,6 +14,9 @@ from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.errors import TurnError, TurnStalled, TurnTimeout
 from channelcoder_flows.turn import TurnOptions, TurnRequest
 
+START_WAIT = 50.0
+"""Seconds that the CLI has for its first words: less than the minute after which the SDK gives up in its own way."""
+
 
 async def run_turn(
     cli: Cli,
@@ -57,13 +60,6 @@ async def run_turn(
     except ClaudeSDKError as exc:
         if listener.result is None:
             raise died(exc, listener, cli.process) from exc
-    except Exception as exc:
-        # The SDK says so with a bare Exception when the CLI does not answer its first words (within a minute).
-        if not str(exc).startswith("Control request timeout"):
-            raise
-        raise TurnStalled(
-            "Claude Code started and said nothing for a minute: try again", retryable=True, text=listener.text()
-        ) from exc
     finally:
         if not stays:
             await to_the_end(cli.end())
@@ -81,26 +77,32 @@ async def _exchange(
     clock: _Clock,
     limit: asyncio.Timeout,
 ) -> None:
-    await cli.start(on_started)
-    async for received in cli.ask(prompt, turn_id):
-        listener.take(received)
+    def alive() -> None:
         clock.sign_of_life()
         limit.reschedule(asyncio.get_running_loop().time() + clock.left())
 
+    await cli.start(on_started)
+    alive()
+    async for received in cli.ask(prompt, turn_id):
+        listener.take(received)
+        alive()
+
 
 class _Clock:
-    """The two limits of a turn: its whole time, and the time without a sign of life."""
+    """The limits of a turn: its whole time, the time without a sign of life, and that until the first one."""
 
     def __init__(self, options: TurnOptions) -> None:
         self.total, self.idle = options.timeout, options.idle_timeout
-        self.began = self.heard = time.monotonic()
+        self.began = time.monotonic()
+        self.heard: float | None = None
 
     def sign_of_life(self) -> None:
         self.heard = time.monotonic()
 
     def left(self) -> float:
         now = time.monotonic()
-        return max(0.0, min(self.began + self.total - now, self.heard + self.idle - now))
+        silence = min(START_WAIT, self.idle) if self.heard is None else self.idle
+        return max(0.0, min(self.began + self.total - now, (self.heard or self.began) + silence - now))
 
     def error(self, listener: Listener) -> TurnError:
         if time.monotonic() - self.began >= self.total:
@@ -108,6 +110,10 @@ class _Clock:
                 f"the turn took longer than its {self.total:g} s: raise timeout, or make the step smaller",
                 retryable=True,
                 text=listener.text(),
+            )
+        if self.heard is None:
+            return TurnStalled(
+                f"Claude Code started and said nothing for {min(START_WAIT, self.idle):g} s: try again", retryable=True
             )
         return TurnStalled(
             f"Claude said nothing for {self.idle:g} s: try again, or raise idle_timeout if a tool takes that long",

@@ -62,7 +62,7 @@ class Playback:
                     if self._met[number, position] < (reply.times or 1):
                         self._met[number, position] += 1
                         return reply
-        return last if last.kind == "text" and isinstance(last, Answer) else Answer(text="Done.")
+        return last if isinstance(last, Answer) and (last.repeat or last.kind == "text") else Answer(text="Done.")
 
     def _gate(self, name: str) -> tuple[socket.socket, socket.socket]:
         with self._lock:

@@ -12,8 +12,8 @@
 
 The first rule that matches the prompt wins. A turn's i-th answer is picked by counting the answers that the
 request already holds, so a turn that was killed and is started anew is answered from the start; only how often
-a fault was met is remembered. When the answers run out, a last text is repeated, else the reply is "Done.".
-A fault at the end of the list lasts, unless it says `times`.
+a fault was met is remembered. When the answers run out, a last text is repeated, and whatever says `repeat`; else the
+reply is "Done.". A fault at the end of the list lasts, unless it says `times`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class Said(Reply):
 
 
 class Answer(Said):
-    """A whole answer."""
+    """A whole answer. With `repeat`, the last of a list is given again for as long as Claude asks."""
+
+    repeat: bool = False
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -194,6 +196,13 @@ class Rule(Frozen):
 
     when: str | None = None
     reply: Annotated[tuple[AnyReply, ...], BeforeValidator(_one_alone), Field(min_length=1)]
+
+    @field_validator("reply")
+    @classmethod
+    def _repeats_at_the_end(cls, value: tuple[Answer | Refusal | Break, ...]) -> Any:
+        if any(isinstance(reply, Answer) and reply.repeat for reply in value[:-1]):
+            raise ValueError("only the last one can have `repeat`: those after it would never be given")
+        return value
 
     @field_validator("when")
     @classmethod

@@ -14,23 +14,18 @@ import pytest
 from hand import events_of, files_of, nothing_runs, said, soon, transcript_of
 
 from channelcoder_flows import (
-    ApiError,
     ClaudeNotFound,
-    LimitReached,
-    NotLoggedIn,
     OutputInvalid,
     PlaceError,
     Prompt,
     Session,
     TurnDied,
-    TurnError,
     TurnStalled,
     TurnTimeout,
     UsageError,
-    stream,
 )
 from channelcoder_flows.claude_code import command, sdk_options
-from channelcoder_flows.journal import Check, Failed, Turn
+from channelcoder_flows.journal import Check, Turn
 from channelcoder_flows.testing import ScriptedModel
 from channelcoder_flows.turn import TurnOptions, TurnRequest
 
@@ -152,10 +147,8 @@ class TestEverythingIsStated:
             await Session("s", cwd=tmp_path).claude("Hi \ud800")
         assert not await Session.exists("s")
 
-    async def test_surroundings_stay_outside(
-        self, scripted_model: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Keys of ours do not reach Claude's tools; hooks and servers that a repository brings do not run."""
+    async def test_surroundings_stay_outside(self, scripted_model: Start, tmp_path: Path) -> None:
+        """Hooks and servers that a repository brings do not run, and Claude's commands find the user's home."""
         ran = tmp_path / "ran"
         hook = [{"hooks": [{"type": "command", "command": f"touch {ran}"}]}]
         (tmp_path / ".claude").mkdir()
@@ -163,14 +156,9 @@ class TestEverythingIsStated:
             json.dumps({"hooks": {"SessionStart": hook, "UserPromptSubmit": hook, "PreToolUse": hook}})
         )
         (tmp_path / ".mcp.json").write_text(json.dumps({"mcpServers": {"m": {"command": "touch", "args": [str(ran)]}}}))
-        secrets = ("CANARY", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "GITHUB_TOKEN", "CLAUDE_CODE_SESSION_ID")
-        for name in secrets:
-            monkeypatch.setenv(name, "canary-value")
         scripted_model([{"reply": [{"tool": "Bash", "input": {"command": "env > env.txt"}}, "Done."]}])
         await Session("s", cwd=tmp_path).claude("Look around", tools="Bash")
-        environment = (tmp_path / "env.txt").read_text()
-        assert "canary-value" not in environment
-        assert f"HOME={os.environ['HOME']}" in environment.splitlines()
+        assert f"HOME={os.environ['HOME']}" in (tmp_path / "env.txt").read_text().splitlines()
         assert not ran.exists()
 
 
@@ -207,80 +195,9 @@ class TestOutput:
         assert [str(turn.step) for turn in events_of(session, Turn)] == ["report", "report~2"]
         assert (await session.claude("Go on")).turn == 3
 
-    async def test_output_that_the_cli_refuses(self, scripted_model: Start, tmp_path: Path) -> None:
-        """An answer that the CLI itself finds not to fit until it gives up is `OutputInvalid` too."""
-        scripted_model([{"reply": [{"output": {"status": 5}}] * 12}])
-        session = Session("s", cwd=tmp_path)
-        with pytest.raises(OutputInvalid, match="fit"):
-            await session.claude(report("Report"))
-        assert session.cost_usd > 0
-
-
-FAULTS: dict[str, tuple[dict[str, Any], type[TurnError], bool, int | None]] = {
-    "401": ({"error": 401, "message": "invalid x-api-key"}, NotLoggedIn, False, 401),
-    "400": ({"error": 400, "message": "messages: too odd"}, ApiError, False, 400),
-    "413": ({"error": 413, "message": "too large"}, ApiError, False, 413),
-    "429": ({"error": 429, "message": "slow down", "retry_after": 0}, ApiError, True, 429),
-    "500": ({"error": 500, "message": "oh"}, ApiError, True, 500),
-    "529": ({"error": 529, "message": "overloaded"}, ApiError, True, 529),
-    "drop": ({"drop": "start"}, ApiError, True, None),
-    "stall": ({"stall": "mid", "text": "Half of it is here"}, TurnStalled, True, None),
-}
-
 
 class TestFailures:
     """Every failure is an error of its own class; the session is as it was, and no process is left."""
-
-    async def test_faults_of_the_api(
-        self, scripted_model: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Each fault of the API has its class, says whether a retry can help, and takes its words back."""
-        monkeypatch.setenv("CLAUDE_CODE_MAX_RETRIES", "1")
-        model = scripted_model([{"when": f"/^Fault {name}$/", "reply": [fault[0]]} for name, fault in FAULTS.items()])
-
-        async def meet(name: str) -> None:
-            _, error, retryable, status = FAULTS[name]
-            session = Session(name, cwd=tmp_path)
-            with pytest.raises(error) as caught:
-                await session.claude(f"Fault {name}", idle_timeout=6 if name == "stall" else 60)
-            assert type(caught.value) is error
-            assert (caught.value.retryable, caught.value.status) == (retryable, status), caught.value
-            assert caught.value.session == name
-            assert caught.value.cost_usd == (pytest.approx(0.0005, rel=0.5) if name == "stall" else 0)
-            assert "\n" not in str(caught.value)
-            (failed,) = events_of(session, Failed)
-            assert (failed.prompt, failed.retryable) == (f"Fault {name}", retryable)
-            assert session.turns == 0
-            assert session.id is None
-            assert nothing_runs(session)
-            if name == "stall":
-                assert "Half" in caught.value.text
-
-        await asyncio.gather(*(meet(name) for name in FAULTS))
-        assert model.paid() == 0
-        assert not list(projects_files())
-
-    async def test_a_fault_that_passes(self, scripted_model: Start, tmp_path: Path) -> None:
-        """One 529 is waited out inside the turn: it is said, and only the answer is paid for."""
-        model = scripted_model([{"reply": [{"error": 529}, "Recovered."]}])
-        chunks = [chunk async for chunk in stream("Try", cwd=tmp_path)]
-        assert (chunks[-1].type, chunks[-1].content) == ("result", "Recovered.")
-        (retry,) = [chunk.content for chunk in chunks if chunk.type == "retry"]
-        assert "529" in retry
-        assert (len(model.requests), model.paid()) == (2, 1)
-
-    async def test_limits(self, scripted_model: Start, tmp_path: Path) -> None:
-        """The limits of a turn are errors with exit code 6, and what they cost is known."""
-        scripted_model([{"reply": [{"tool": "Bash", "input": {"command": "true"}}] * 9}])
-        session = Session("s", cwd=tmp_path)
-        with pytest.raises(LimitReached) as turns:
-            await session.claude("Work", tools="Bash", max_turns=1)
-        with pytest.raises(LimitReached) as budget:
-            await session.claude("Work", tools="Bash", max_budget_usd=0.0001)
-        assert (turns.value.kind, budget.value.kind, turns.value.exit_code) == ("max-turns", "max-budget", 6)
-        assert turns.value.cost_usd > 0
-        assert budget.value.cost_usd > 0
-        assert session.cost_usd == pytest.approx(turns.value.cost_usd + budget.value.cost_usd)
 
     async def test_a_failed_turn_leaves_no_trace(self, scripted_model: Start, tmp_path: Path) -> None:
         """Timeout, silence, cancellation and a killed CLI in the middle of a tool: as if it had not been asked.
@@ -357,8 +274,3 @@ class TestFailures:
         with pytest.raises(TurnDied, match="not today"):
             await session.claude("Hi")
         assert session.opened.journal.intent is None
-
-
-def projects_files() -> list[Path]:
-    """Return all transcripts there are."""
-    return list((Path(os.environ["CLAUDE_CONFIG_DIR"]) / "projects").rglob("*.jsonl"))

@@ -154,6 +154,15 @@ def test_when_replies_run_out() -> None:
     assert [picked(playback, "tool", call) for call in range(3)] == [None, "Done.", "Done."]
 
 
+def test_an_answer_that_repeats() -> None:
+    """`repeat` gives a last answer for as long as Claude asks; before the last it is refused."""
+    read = {"tool": "Read", "input": {}, "repeat": True}
+    playback = Playback(Script.of([{"reply": ["one", read]}]))
+    assert [playback.pick("tool", call)[0] for call in range(5)] == ["text", "tool", "tool", "tool", "tool"]
+    with pytest.raises(ConfigError, match=r"script: \[0\].reply: only the last one can have `repeat`"):
+        Script.of([{"reply": [read, "one"]}])
+
+
 def test_a_last_fault_lasts_unless_it_says_times() -> None:
     """`error: 401` alone means every time; with `times` it passes."""
     playback = Playback(
