@@ -5,7 +5,6 @@ options.py   the flags that commands share
 output.py    stdout has the answer, stderr all else
 failure.py   an error becomes one line and an exit code
 help.py      how help is laid out
-loading.py   modules are loaded without searching them for garbage
 run.py session.py prompt.py flow.py demo.py doctor.py   the commands
 """
 
@@ -13,22 +12,22 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 __all__ = ["main"]
 
 STDIN = "/dev/stdin"
 """What `-` stands for."""
+_TEXTS = frozenset({"-p", "--prompt", "-d", "--data", "-s", "--system", "--append-system"})
+"""Flags whose value may look like a flag."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (by default the process's own arguments) and return its exit code."""
-    from channelcoder_flows.cli import failure, loading, output
+    from channelcoder_flows.cli import failure, output
 
-    loading.load_calmly()
-    # A lone dash looks like a flag to the parser.
-    words = [STDIN if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]
+    words = list(_words(sys.argv[1:] if argv is None else argv))
     terminated = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -47,3 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as exc:
         return failure.report(exc, words, interrupted=128 + (signal.SIGTERM if terminated else signal.SIGINT))
     return code if isinstance(code, int) else 0
+
+
+def _words(argv: Sequence[str]) -> Iterator[str]:
+    """Yield the words as the parser is to see them.
+
+    A lone dash looks like a flag to it. And it looks for `--help` and `--version` among all words, texts included, so a
+    text that begins with a dash is one word with its flag.
+    """
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            yield from (word, *words)
+            return
+        text = next(words, None) if word in _TEXTS else None
+        if text is not None and text != "-" and text.startswith("-"):
+            yield f"{word}={text}"
+        else:
+            yield from (STDIN if each == "-" else each for each in (word, text) if each is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,10 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from channelcoder_flows.arguments import TurnArguments
+from channelcoder_flows.cli import STDIN
 from channelcoder_flows.config import Settings, load_settings
-from channelcoder_flows.errors import PlaceError, UsageError
+from channelcoder_flows.errors import PlaceError, PromptError, UsageError
+from channelcoder_flows.matter import read_text
 from channelcoder_flows.prompt import Prompt, seconds, text_or_file
 from channelcoder_flows.turn import Effort, PermissionMode
 
@@ -123,6 +125,12 @@ class TurnFlags:
     dry_run: Annotated[bool, Parameter(help="Show prompt, options and place, and spend nothing.", group=OTHER)] = False
     verbose: Verbose = False
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a dash, which is standard input, where no prompt is."""
+        for field in fields(self):
+            if getattr(self, field.name) == STDIN:
+                raise UsageError(f"--{field.name.replace('_', '-')} -: standard input is for the prompt alone")
+
     def settings(self) -> Settings:
         """Return the settings that hold for this command. Raises `PlaceError` when `--cwd` is no directory."""
         if self.cwd is not None and not self.cwd.is_dir():
@@ -206,8 +214,8 @@ def _text_of(flag: str, value: str | None) -> str | None:
     if value is None:
         return None
     try:
-        return Path(value).read_text(encoding="utf-8").strip() if is_file(value) else text_or_file(value, Path())
-    except (OSError, ValueError) as exc:
+        return read_text(value).strip() if is_file(value) else text_or_file(value, Path())
+    except (PromptError, ValueError) as exc:
         raise UsageError(f"{flag}: {exc}") from exc
 
 
