@@ -5,6 +5,7 @@ options.py   the flags that commands share
 output.py    stdout has the answer, stderr all else
 failure.py   an error becomes one line and an exit code
 help.py      how help is laid out
+loading.py   modules are loaded without searching them for garbage
 run.py session.py prompt.py flow.py demo.py doctor.py   the commands
 """
 
@@ -25,8 +26,9 @@ _TEXTS = frozenset({"-p", "--prompt", "-d", "--data", "-s", "--system", "--appen
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (by default the process's own arguments) and return its exit code."""
-    from channelcoder_flows.cli import failure, output
+    from channelcoder_flows.cli import failure, loading, output
 
+    loading.load_calmly()
     words = list(_words(sys.argv[1:] if argv is None else argv))
     terminated = False
 
