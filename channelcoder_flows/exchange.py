@@ -209,6 +209,8 @@ def _asked(entry: dict[str, Any]) -> str | None:
     """Return the text of a message that someone sent, None for everything else."""
     if entry.get("type") != "user" or entry.get("isMeta") or entry.get("isSidechain") or entry.get("isCompactSummary"):
         return None
+    if as_object(entry.get("origin")).get("kind", "human") != "human":
+        return None  # a note of Claude Code's own, such as what became of a command in the background
     content = _content(entry)
     if isinstance(content, str):
         return content

@@ -96,10 +96,11 @@ class Cli:
             yield {"type": "user", "message": content, "parent_tool_use_id": None, "uuid": turn_id}
 
         await self._client.query(message())
-        async for received in self._until_result():
+        async for received in self._until_result(turn_id):
             yield received
 
-    async def _until_result(self) -> AsyncIterator[Message]:
+    async def _until_result(self, turn_id: str = "") -> AsyncIterator[Message]:
+        """Give messages up to the result of that turn, or to the next one."""
         while self._next is not None:
             await asyncio.wait([self._next])  # a caller who is cancelled here loses no message
             received = self._next.result()
@@ -107,6 +108,8 @@ class Cli:
             if received is None:
                 return
             self._listen()
+            if turn_id and isinstance(received, ResultMessage) and not _answers(received, turn_id):
+                continue
             yield received
             if isinstance(received, ResultMessage):
                 return
@@ -120,7 +123,7 @@ class Cli:
                     pass
 
     async def alone(self) -> bool:
-        """Return whether nothing that it started runs any more."""
+        """Return whether it runs, and nothing that it started does."""
         return self.process is not None and await self.process.alone()
 
     async def end(self) -> None:
@@ -142,3 +145,10 @@ class Cli:
         finally:
             if self.process is not None:
                 await self.process.end()
+
+
+def _answers(result: ResultMessage, turn_id: str) -> bool:
+    """Return whether a result is that message's. The CLI also answers notes of its own, on commands left behind."""
+    if result.user_message_uuids:
+        return turn_id in result.user_message_uuids
+    return result.origin is None or result.origin["kind"] == "human"

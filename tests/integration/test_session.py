@@ -44,6 +44,18 @@ def prompts(request: Any) -> list[str]:
     return [word for word in ("Uno", "Due", "Tre", "Quattro", "Cinque", "Sei") if word in text]
 
 
+async def test_a_command_left_in_the_background(scripted_model: Start, tmp_path: Path) -> None:
+    """It ends with its turn; what Claude Code notes of that is neither the next turn's answer nor anyone's words."""
+    background = {"tool": "Bash", "input": {"command": "sleep 300", "run_in_background": True}}
+    model = scripted_model([{"when": "Uno", "reply": [background, "Started."]}, *WELL])
+    session = Session("s", cwd=tmp_path)
+    await session.claude("Uno", tools="Bash")
+    assert nothing_runs(session)
+    result = await session.claude("Due", tools="Bash")
+    assert (result.text, result.model_calls, model.paid("Due")) == ("Well.", 1, 1)
+    assert [message.content for message in session.messages] == ["Uno", "Started.", "Due", "Well."]
+
+
 class TestDayByDay:
     """The guide's own examples."""
 

@@ -88,9 +88,23 @@ def test_a_plain_answer() -> None:
         model_calls=1,
         model="claude-opus-5-5",
         total_cost=0.0008,
+        moved=False,
         began=datetime(2026, 11, 22, 15, 16, 42, 346000, tzinfo=UTC),
         ended=datetime(2026, 11, 22, 15, 16, 42, 346000, tzinfo=UTC),
     )
+
+
+def test_a_note_of_claude_codes_own() -> None:
+    """What Claude Code tells itself, such as that a command in the background ended, is nobody's words."""
+    note = line("user", uuid="n", message={"content": "<task-notification>"}, origin={"kind": "task-notification"})
+    exchange = only(note + asked("Hi") + answered(text("Hello.")))
+    assert (exchange.prompt, exchange.text) == ("Hi", "Hello.")
+
+
+def test_where_commands_run() -> None:
+    """A conversation that went to another directory is noticed: a new process would begin in the first one."""
+    assert only(asked("Hi", cwd="/a") + answered(text("Hello."), cwd="/a/b")).moved
+    assert not only(asked("Hi", cwd="/a") + answered(text("Hello."), cwd="/a") + NOISE).moved
 
 
 def test_a_turn_with_tools() -> None:
