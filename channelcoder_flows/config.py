@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "pass_env": ("CHANNELCODER_PASS_ENV",),
     "on_unfinished": ("CHANNELCODER_ON_UNFINISHED",),
     "lock_wait": ("CHANNELCODER_LOCK_WAIT",),
+    "live": ("CHANNELCODER_LIVE",),
 }
 """The variables of each setting; the first that is set and not empty counts. A list is separated by commas."""
 
@@ -75,6 +76,7 @@ class Settings(BaseModel):
     lock_wait: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="Seconds to wait for a busy session; None: until free."
     )
+    live: bool = Field(default=False, description="Keep one CLI process over a session's turns, where that is as good.")
     sources: Mapping[str, str] = Field(default={}, description="Where each setting comes from, by its name.")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from channelcoder_flows.config import OnUnfinished, Settings, load_settings
 from channelcoder_flows.errors import RunTakenOver, SessionBusy, SessionDiverged, SessionUnfinished, UsageError
@@ -21,6 +21,9 @@ from channelcoder_flows.journal import Attach, Failed, Intent, Journal, Rewind, 
 from channelcoder_flows.journal import Run as RunEvent
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.open_session import OpenSession
+
+if TYPE_CHECKING:
+    from channelcoder_flows.claude_code import LiveClis
 
 OnDiverged = Literal["fail", "keep", "rerun"]
 Asker = tuple[str, ...]
@@ -101,11 +104,24 @@ class Run:
         """Turns paid for by this process."""
         self.sessions: dict[str, str] = {}
         """The sessions this run has entered: name to store URL."""
+        self._clis: LiveClis | None = None
         self.hold = _hold_nothing
         self.asked_by = tuple
         self._matched: dict[str, dict[str, Asker]] = {}
         self._operations: dict[tuple[str, str], dict[int, Asker]] = {}
         self._busy: dict[str, Asker] = {}
+
+    def live_clis(self) -> LiveClis:
+        """Return where CLIs wait for the next turns of this run's sessions; whoever holds the run closes it."""
+        from channelcoder_flows.claude_code import LiveClis
+
+        self._clis = self._clis or LiveClis()
+        return self._clis
+
+    async def end_clis(self) -> None:
+        """End the CLIs that wait."""
+        if self._clis is not None:
+            await self._clis.close()
 
     def begin_again(self, asker: str) -> None:
         """Take what was asked for in this flow or subflow as not asked for yet: it begins again."""

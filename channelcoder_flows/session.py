@@ -10,9 +10,9 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from channelcoder_flows.arguments import TurnArguments, prompt_of, step_of
 from channelcoder_flows.branching import check_turn, fork_anew, fork_session, rewind_event
@@ -39,6 +39,9 @@ from channelcoder_flows.turn import (
 )
 from channelcoder_flows.unsaved import Unsaved, make_free, remove_unused
 
+if TYPE_CHECKING:
+    from channelcoder_flows.claude_code import LiveClis
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +57,9 @@ class Session:
         auto_save: False keeps the turns in memory until `save`.
         cwd: the directory Claude works in; the current one unless given.
         settings: what `load_settings` returned, to leave out files and environment. In a flow: the run's own.
+        live: keep one CLI process over consecutive turns, where that is as good as one each. In a flow it ends with
+            the run; elsewhere the session has to be used as `async with Session(…) as session:`, and it ends with
+            that. The settings' own unless given.
 
     Raises:
         UsageError: in a flow, a session that is not kept.
@@ -67,6 +73,7 @@ class Session:
         auto_save: bool = True,
         cwd: str | Path | None = None,
         settings: Settings | None = None,
+        live: bool | None = None,
     ) -> None:
         self._cwd = Path(cwd or Path.cwd()).absolute()
         self._settings = settings or _settings_here(self._cwd)
@@ -86,6 +93,39 @@ class Session:
         self._open = OpenSession.new(where, name or first_id, session_id=first_id)
         self._loaded = False
         self._pending: list[_Operation] = []
+        self._live = live
+        self._clis: LiveClis | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._live or (self._live is None and self._settings.live):
+            from channelcoder_flows.claude_code import LiveClis
+
+            self._clis = LiveClis()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the CLI that waits for its next turn, if there is one. The session can be used on."""
+        clis, self._clis = self._clis, None
+        if clis is not None:
+            await clis.close()
+
+    def live_clis(self) -> LiveClis | None:
+        """Return where its CLI may wait for the next turn; None: it ends with each.
+
+        Raises:
+            UsageError: nobody would end it.
+        """
+        run = current_run()
+        if run is not None and (self._settings.live if self._live is None else self._live):
+            return run.live_clis()
+        if self._live and self._clis is None:
+            raise UsageError(
+                "live=True needs an end: use the session as `async with Session(…, live=True) as session:`"
+            )
+        return self._clis
 
     @property
     def name(self) -> str:
@@ -182,7 +222,8 @@ class Session:
     ) -> TurnResult:
         step = step_of(prompt_of(source), arguments)
         opened = await self.opened_for(step)
-        return await run_step(opened, step, self._around(on_chunk, arguments.get("wait", self._settings.lock_wait)))
+        around = self._around(on_chunk, arguments.get("wait", self._settings.lock_wait))
+        return await run_step(opened, step, replace(around, live=self.live_clis()))
 
     def _around(
         self, on_chunk: Callable[[StreamChunk], None] = lambda chunk: None, wait: float | None = None
@@ -236,7 +277,8 @@ class Session:
         step = self._operation(f"fork {name}")
         await self._settle(self._open)
         made = await self._made_by(name, step, at=at)
-        fork = Session(name, storage=self._open.storage, cwd=self._cwd, settings=self._settings)
+        fork = Session(name, storage=self._open.storage, cwd=self._cwd, settings=self._settings, live=self._live)
+        fork._clis = self._clis
         fork._open = made or await fork_session(self._open, check_name(name), at=at, step=step)
         fork._loaded = True
         return fork
@@ -271,6 +313,7 @@ class Session:
         auto_save: bool = True,
         cwd: str | Path | None = None,
         settings: Settings | None = None,
+        live: bool | None = None,
     ) -> Session:
         """Open a saved session by its name, or by the path that `list` shows.
 
@@ -284,7 +327,7 @@ class Session:
         if not await store.exists(text) and await asyncio.to_thread(path.exists):
             folder = path if await asyncio.to_thread(path.is_dir) else path.parent
             store, text = FileSessionStorage(folder.absolute().parent), (await store.load(text)).metadata.name or text
-        session = cls(text, storage=store, auto_save=auto_save, cwd=cwd, settings=settings)
+        session = cls(text, storage=store, auto_save=auto_save, cwd=cwd, settings=settings, live=live)
         if session._kept is None:
             session._open = await OpenSession.load(store, text)
             session._loaded = True

@@ -47,21 +47,21 @@ class LiveClis:
         self._kept: dict[str, tuple[Cli, object]] = {}
         self._loop = asyncio.get_running_loop()
 
-    async def take(self, new: Cli, stand: object) -> Cli:
-        """Return the CLI that takes the next turn of a session: the one that waits for it, or `new`.
+    async def take(self, like: Cli, stand: object) -> Cli | None:
+        """Return the CLI that waits for the next turn of a session, where it is as good as a new one, `like`.
 
         `stand` says where the conversation stands; the one that waits counts only where it left it so. It is ended
         when it does not, and is the caller's when it does.
         """
         if asyncio.get_running_loop() is not self._loop:
-            return new
-        kept, left = self._kept.pop(new.session_id, (None, None))
+            return None
+        kept, left = self._kept.pop(like.session_id, (None, None))
         if kept is None:
-            return new
-        if kept.idle and kept.told == new.told and left == stand and await kept.alone():
+            return None
+        if kept.idle and kept.told == like.told and left == stand and await kept.alone():
             return kept
         await to_the_end(kept.kill())
-        return new
+        return None
 
     async def keep(self, cli: Cli, stand: object) -> None:
         """Let an idle CLI wait for the next turn of its session; `stand` is where it leaves the conversation."""

@@ -120,9 +120,12 @@ class Running:
                 continue  # somebody goes on with the session already
 
     async def let_go(self) -> None:
-        """Give up the run's locks."""
-        self._held.clear()
-        await self._locks.aclose()
+        """Give up the run's locks, and end the CLIs that wait for its next turns."""
+        try:
+            await self.run.end_clis()
+        finally:
+            self._held.clear()
+            await self._locks.aclose()
 
 
 given_running: ContextVar[Running | None] = ContextVar("channelcoder_running", default=None)

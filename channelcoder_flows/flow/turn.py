@@ -97,6 +97,7 @@ async def _take(
         cwd=Path(cwd or Path.cwd()).absolute(),  # noqa: ASYNC240
         wait=arguments.get("wait", running.settings.lock_wait),
         on_unfinished=on_unfinished,
+        live=held.live_clis(),
     )
     _live.set(_Live(opened, step, around))
     return await _task_for(step)(step=step.name, session=opened.name)

@@ -42,7 +42,7 @@ class Process(Protocol):
         ...
 
     async def alone(self) -> bool:
-        """Whether nothing that it started runs any more."""
+        """Whether it runs, and nothing that it started does."""
         ...
 
     async def end(self) -> None:

@@ -129,9 +129,8 @@ class HostProcess:
         return await self._process.wait()
 
     async def alone(self) -> bool:
-        """Return whether nothing that it started runs any more."""
-        marked_ones = await asyncio.to_thread(marked, self.ident.marker)
-        return set(marked_ones) <= {self._process.pid}
+        """Return whether it runs, and nothing that it started does."""
+        return await asyncio.to_thread(marked, self.ident.marker) == [self._process.pid]
 
     async def end(self) -> None:
         """End it and all it started, then let the watcher go."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,27 +96,33 @@ from channelcoder_flows.journal import Turn
 
 class Held(FileSessionStorage):
     async def append(self, name, events, **more):
-        if any(isinstance(event, Turn) for event in events):
+        if any(isinstance(event, Turn) and sys.argv[2].endswith(event.prompt) for event in events):
             Path("answered").touch()
             await asyncio.Event().wait()
         return await super().append(name, events, **more)
 
-async def main(name, text, hold):
+async def main(name, text, hold, before):
     store = Held() if hold else FileSessionStorage()
     prompt = Prompt.parse(text, path="step.md") if text.startswith("---") else text
-    await Session(name, storage=store).claude(prompt, tools="Bash", recovery=os.environ.get("RECOVERY", "rollback"))
+    async with Session(name, storage=store, live=bool(before)) as session:
+        for each in before:
+            await session.claude(each, tools="Bash")
+        await session.claude(prompt, tools="Bash", recovery=os.environ.get("RECOVERY", "rollback"))
 
-asyncio.run(main(sys.argv[1], sys.argv[2], len(sys.argv) > 3))
+asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3] == "hold", sys.argv[4:]))
 """
 
 
 @contextmanager
-def owner(name: str, prompt: str, cwd: Path, *, hold: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def owner(
+    name: str, prompt: str, cwd: Path, *, hold: bool = False, live_after: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a turn in a process of its own; with `hold` it stops right before the turn is recorded.
 
-    It touches `answered` in its directory then. It does not outlive the block.
+    It touches `answered` in its directory then. With `live_after` one CLI runs those prompts' turns first.
+    It does not outlive the block.
     """
-    argv = [sys.executable, "-c", OWNER, name, prompt, *(["hold"] if hold else [])]
+    argv = [sys.executable, "-c", OWNER, name, prompt, "hold" if hold else "", *live_after]
     with subprocess.Popen(argv, cwd=cwd, start_new_session=True) as process:
         try:
             yield process

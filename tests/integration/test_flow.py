@@ -43,7 +43,8 @@ from channelcoder_flows.errors import (
 )
 from channelcoder_flows.flow.launch import FlowReport, load_flow, resume_flow, run_flow
 from channelcoder_flows.flow.running import run_key_of
-from channelcoder_flows.journal import Failed, Journal, Rewind
+from channelcoder_flows.journal import Failed, Journal, Rewind, Started
+from channelcoder_flows.places.host import marked
 from channelcoder_flows.storage import open_storage
 from channelcoder_flows.testing.model import ScriptedModel
 
@@ -439,6 +440,28 @@ async def test_a_chosen_store_holds_all_of_a_run(scripted_model: Model, work: Pa
     report = await resume_flow("work", {}, settings=chosen)
     assert report is not None
     assert report.result is True
+
+
+async def test_a_live_cli_ends_with_the_run(scripted_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `live` a run's turns of one session share a process, also in its forks' company; the run ends them all."""
+    scripted_model(ECHO)
+    monkeypatch.setenv("CHANNELCODER_LIVE", "1")
+    flow = write(
+        """
+        @flow
+        async def all_in_one(name: str = "work"):
+            plan = await turn("Plan it", session=name)
+            await (await Session.load(name)).fork("other")
+            await turn("Extra", session="other")
+            await turn("Build it", session=plan)
+            return (await turn("Check it", session=name)).text
+        """
+    )
+    assert (await run(flow)).result == "Check: done"
+    used = [event.process.marker for event in (await journal()).events if isinstance(event, Started)]
+    assert len(used) == 3
+    assert len(set(used)) == 1
+    assert not any(marked(marker) for marker in used)
 
 
 async def test_a_session_in_a_flow_counts(scripted_model: Model) -> None:
