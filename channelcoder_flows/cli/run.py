@@ -18,6 +18,7 @@ from cyclopts import Parameter
 from channelcoder_flows.arguments import step_of
 from channelcoder_flows.cli import STDIN, output
 from channelcoder_flows.cli.failure import Interrupted
+from channelcoder_flows.cli.loading import load_claude_code
 from channelcoder_flows.cli.options import NO_FLAGS, PROMPT, TurnFlags, is_file
 from channelcoder_flows.config import Settings
 from channelcoder_flows.errors import PromptError, PromptNotFound, UsageError
@@ -122,6 +123,7 @@ def _missing(source: str) -> PromptNotFound:
 async def _turn(prompt: Prompt, flags: TurnFlags, on_chunk: Callable[[StreamChunk], None]) -> TurnResult:
     session = await _open(flags, flags.settings())
     arguments = flags.arguments(prompt)
+    load_claude_code()
     try:
         async with aclosing(session.stream(prompt, **arguments)) as chunks:
             async for chunk in chunks:
