@@ -79,9 +79,9 @@ def create_private(file: Path) -> int:
 
 
 def replace_file(new: Path, file: Path) -> None:
-    """Put `new`, which is beside it, in the place of `file`, in one step."""
-    with _open_directory(file.parent) as directory:
-        os.replace(new.name, file.name, src_dir_fd=directory, dst_dir_fd=directory)
+    """Put `new` in the place of `file`, in one step."""
+    with _open_directory(new.parent) as source, _open_directory(file.parent) as target:
+        os.replace(new.name, file.name, src_dir_fd=source, dst_dir_fd=target)
 
 
 def remove_file(file: Path) -> None:

@@ -17,9 +17,9 @@ from channelcoder_flows.errors import JournalDamaged, StorageError
 from channelcoder_flows.journal import Event, SessionInfo, SessionState, Totals
 from channelcoder_flows.storage.base import check_append, check_name, events_to_save, is_name, not_found, with_name
 from channelcoder_flows.storage.disk import make_private, storage_error
-from channelcoder_flows.storage.filelock import file_lock
+from channelcoder_flows.storage.filelock import file_lock, sweep
 from channelcoder_flows.storage.names import directory_name
-from channelcoder_flows.storage.session_dir import JOURNAL, SessionDirectory
+from channelcoder_flows.storage.session_dir import JOURNAL, NEW, SessionDirectory
 
 DIRECTORY_VARIABLE: Final = "CHANNELCODER_SESSION_DIR"
 _TRASH: Final = ".trash-"
@@ -207,6 +207,8 @@ class FileSessionStorage:
             self._swept = True
             for trash in self.root.glob(f"{_TRASH}*"):
                 _delete(trash)
+            for new in self.root.glob(f"{NEW}*"):
+                sweep(new)
 
 
 def _at_path(text: str) -> SessionDirectory | None:

@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -113,6 +113,32 @@ def try_lock(path: Path) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Generator[int]:
+    """Make a file that is to be renamed, and take it away where that fails. While it is locked, `sweep` leaves it."""
+    while (descriptor := try_lock(path)) is None:
+        pass  # it is what a killed process left, and is being swept
+    try:
+        yield descriptor
+    except BaseException:
+        remove_file(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Take away a new file that a killed process left; one that is being written stays, and so does a link."""
+    with contextlib.suppress(OSError, StorageError):
+        descriptor = open_private(path, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(descriptor, path):
+                remove_file(path)
+        finally:
+            os.close(descriptor)
 
 
 def _clear(path: Path) -> None:

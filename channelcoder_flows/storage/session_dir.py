@@ -26,6 +26,7 @@ from channelcoder_flows.storage.disk import (
     sync_directory,
     write_at,
 )
+from channelcoder_flows.storage.filelock import new_file
 from channelcoder_flows.storage.journal_file import (
     NOTHING,
     DeltaIndex,
@@ -46,7 +47,8 @@ from channelcoder_flows.storage.names import directory_name
 
 JOURNAL: Final = "journal.jsonl"
 DELTAS: Final = "deltas.bin"
-NEW_JOURNAL: Final = "journal.new"
+NEW: Final = ".new-"
+"""Beside the sessions' directories: a journal that is written to take another one's place."""
 TURN_LOCK: Final = "turn.lock"
 _NAME: Final = re.compile(rb'"name":("(?:[^"\\]|\\.)*")')
 _GLANCE: Final = 4096
@@ -142,8 +144,7 @@ class SessionDirectory:
                 index, end = self._write_deltas(deltas, before.summary.end)
                 write_at(journal, make_line(name, events, index, before, end=end), before.end)
                 if not expect:
-                    sync_directory(self.path)
-                    sync_directory(self.path.parent)
+                    self._sync_names(journal, before.end)
         except FileNotFoundError:
             if expect:
                 raise conflict(name, expect, 0) from None
@@ -183,21 +184,15 @@ class SessionDirectory:
 
     def replace(self, name: str, events: Sequence[Event], deltas: Mapping[str, bytes]) -> None:
         """Put another journal in the place of this one, in one step; deltas that are there stay where they are."""
-        new = self.path / NEW_JOURNAL
+        new = self.path.parent / f"{NEW}{self.path.name}"
         with self._locked(create=True) as journal:
             index = self._search(journal, 0, {})
             known = {sha256: index[sha256] for sha256 in deltas if self._has(index, sha256)}
             end = self.deltas.stat().st_size if self.deltas.exists() else 0
             added, end = self._write_deltas({key: data for key, data in deltas.items() if key not in known}, end)
-            descriptor = open_private(new, os.O_RDWR | os.O_CREAT)
-            try:
+            with new_file(new) as descriptor:
                 write_at(descriptor, make_line(name, events, known | added, NOTHING, end=end), 0)
                 replace_file(new, self.journal)
-            except BaseException:
-                remove_file(new)
-                raise
-            finally:
-                os.close(descriptor)
             sync_directory(self.path)
             sync_directory(self.path.parent)
 
@@ -242,7 +237,7 @@ class SessionDirectory:
         with suppress(FileNotFoundError), self._locked():
             if self.begun():
                 raise OSError(errno.ENOTEMPTY, "there is a session", str(self.path))
-            for name in (DELTAS, NEW_JOURNAL, JOURNAL):
+            for name in (DELTAS, JOURNAL):
                 remove_file(self.path / name)
         if self.path.exists():
             remove_file(self.turn_lock)
@@ -266,6 +261,16 @@ class SessionDirectory:
                     return
             finally:
                 os.close(descriptor)
+
+    def _sync_names(self, journal: int, before: int) -> None:
+        """Make it durable that there is a session; if that fails, cut the journal back to `before`: there is none."""
+        try:
+            sync_directory(self.path)
+            sync_directory(self.path.parent)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(journal, before)
+            raise
 
     def _tail(self, descriptor: int) -> Tail:
         tail = read_tail(descriptor, self.journal)

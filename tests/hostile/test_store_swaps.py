@@ -48,7 +48,7 @@ print(swaps)
 """
 """Swaps as fast as it can, until its standard input ends; then says how often it did."""
 
-FILES = ("journal.jsonl", "journal.new", "deltas.bin", "turn.lock")
+FILES = ("journal.jsonl", "deltas.bin", "turn.lock")
 """What a store has in a session's directory: the victim has files of the same names."""
 
 

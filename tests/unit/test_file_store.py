@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from channelcoder_flows.errors import JournalDamaged, SessionConflict, SessionNotFound, StorageError
 from channelcoder_flows.journal import FORMAT, Created, Event
 from channelcoder_flows.storage.file import FileSessionStorage
-from channelcoder_flows.storage.filelock import try_lock
+from channelcoder_flows.storage.filelock import new_file, try_lock
 from channelcoder_flows.storage.journal_file import make_line, read_tail
 from channelcoder_flows.storage.names import directory_name
 from channelcoder_flows.testing.storage_conformance import NAMES, a_session, a_state, a_turn
@@ -356,6 +356,15 @@ class TestDisk:
             pass
         await FileSessionStorage(store.root).append("t", a_session("t"), expect=0)
         assert sorted(os.listdir(store.root)) == ["s", "t"]
+
+    async def test_a_save_that_runs_is_not_swept(self, store: FileSessionStorage):
+        """What a killed `save` left goes with the next start; what another process is writing at that moment stays."""
+        await filled(store)
+        killed, running = store.root / ".new-s", store.root / ".new-t"
+        killed.write_bytes(b"half a jour")
+        with new_file(running):
+            await FileSessionStorage(store.root).append("u", a_session("u"), expect=0)
+            assert sorted(os.listdir(store.root)) == [".new-t", "s", "u"]
 
     async def test_saving_again_does_not_grow_the_store(self, store: FileSessionStorage):
         """Deltas that are there already are not written again by a save."""
