@@ -42,12 +42,14 @@ class Kind:
     """How many turns may be paid for again: at most the one in flight."""
     stays_away: bool = False
     """The server comes back only after the flow has ended."""
+    says: str = ""
+    """What the flow's last words have in them, where it did not go on."""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 KINDS = {
     "flow-kill": Kind("flow", signal.SIGKILL, frozenset({-9})),
-    "flow-term": Kind("flow", signal.SIGTERM, frozenset({143, -15})),  # -15: before it could listen
+    "flow-term": Kind("flow", signal.SIGTERM, frozenset({143, -15}), says="interrupted"),  # -15: before it could listen
     "cli-kill": Kind("cli", signal.SIGKILL, frozenset({0, 1})),  # one prompt has a retry left, the other has none
     "server-kill": Kind("server", signal.SIGKILL, frozenset({0, 1}), repeats=0),
     "server-gone": Kind(
@@ -56,6 +58,7 @@ KINDS = {
         frozenset({1}),
         repeats=0,
         stays_away=True,
+        says="the Prefect server at http",
         env={"PREFECT_CLIENT_MAX_RETRIES": "2"},  # seconds instead of minutes
     ),
 }
@@ -159,10 +162,7 @@ class Torture:
         if row.code not in (kind.codes if row.killed else {0}):
             row.wrong.append(f"exit {row.code}: {trial.log()}")
         if row.code > 0:
-            error = trial.error()
-            row.wrong += [] if error.get("retryable") or kind.victim == "server" else [f"not retryable: {error}"]
-            if not (len(struck.turns) == 0 or f"channelcoder flow resume {trial.name}" in error.get("message", "")):
-                row.wrong.append(f"no way on: {error}")
+            row.wrong += self._last_words(kind, trial, struck)
         before = trial.journal()
         row.ended = "went on" if row.code == 0 else "resumed" if before.run else "begun anew"
         if row.code != 0:
@@ -174,6 +174,17 @@ class Torture:
                 row.wrong.append(f"{row.ended} with exit {code}: {trial.log()}")
             row.orphans += len(wait_until_gone(trial.folder))
         self._compare(kind, trial, row, struck)
+
+    def _last_words(self, kind: Kind, trial: Trial, struck: Journal) -> list[str]:
+        """Return what is wrong with the error of a flow that could still say something."""
+        error = trial.error()
+        message = error.get("message", "")
+        wrong = [] if error.get("retryable") or kind.victim == "server" else [f"not retryable: {error}"]
+        if kind.says not in message:
+            wrong.append(f"not clear: {error}")
+        if struck.turns and f"channelcoder flow resume {trial.name}" not in message:
+            wrong.append(f"no way on: {error}")
+        return wrong
 
     def _strike(self, kind: Kind, trial: Trial, flow: subprocess.Popen[bytes], moment: Moment) -> bool:
         """Wait for the moment and kill; return whether there was anybody to kill."""
