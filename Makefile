@@ -19,8 +19,8 @@ demo: $(READY) ## A flow of real Claude Code turns, killed and resumed; no key n
 test: $(READY) ## Every test in its short form (ARGS are pytest's)
 	$(PYTEST) $(ARGS)
 
-torture: $(READY) ## The long form of the promises: more kills, more races
-	$(PYTEST) -m torture $(ARGS)
+torture: $(READY) ## The long form of the promises, with its seeds and tables (CHANNELCODER_SEED=… brings one back)
+	$(PYTEST) -m torture -rP $(ARGS)
 
 check: $(READY) ## Format, lint, types, who may import whom, and what loads what
 	$(BIN)/ruff format --check .

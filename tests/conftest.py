@@ -10,13 +10,15 @@ import pytest
 from prefect_server import PrefectServer
 
 
-@pytest.fixture(scope="session")
+SEED = int(os.environ.get("CHANNELCODER_SEED") or time.time())
+"""Read here, because a test's own environment has nothing of the caller's."""
+
+
+@pytest.fixture
 def seed() -> int:
     """The seed of a long form, printed so that it can be given again: CHANNELCODER_SEED, or the time."""
-    # A session's fixture, because a test's own environment has nothing of the caller's.
-    seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
-    print(f"seed {seed}")
-    return seed
+    print(f"seed {SEED}")
+    return SEED
 
 
 @pytest.fixture(scope="session")
