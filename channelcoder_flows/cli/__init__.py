@@ -1,7 +1,7 @@
 """The command line: thin commands over sessions, prompts and flows. docs/cli.md is its page.
 
 app.py       the tree of commands; each is imported when it is called
-options.py   the flags that commands share
+options.py   the flags that commands share; turn_flags.py has those of a turn
 output.py    stdout has the answer, stderr all else
 failure.py   an error becomes one line and an exit code
 help.py      how help is laid out

@@ -19,10 +19,10 @@ from channelcoder_flows.arguments import step_of
 from channelcoder_flows.cli import STDIN, output
 from channelcoder_flows.cli.failure import Interrupted
 from channelcoder_flows.cli.loading import load_claude_code
-from channelcoder_flows.cli.options import NO_FLAGS, PROMPT, TurnFlags, is_file
+from channelcoder_flows.cli.options import PROMPT
+from channelcoder_flows.cli.turn_flags import NO_FLAGS, TurnFlags, is_file
 from channelcoder_flows.config import Settings
 from channelcoder_flows.errors import PromptError, PromptNotFound, UsageError
-from channelcoder_flows.journal import Journal
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.session import Session
 from channelcoder_flows.step import check_continues
@@ -225,7 +225,7 @@ async def _dry_run(prompt: Prompt, flags: TurnFlags) -> None:
         session = await Session.load(name, cwd=flags.cwd, settings=settings)
     else:
         session = await _open(flags, settings)
-    check_continues(prompt, Journal(session.state.journal))
+    check_continues(prompt, session.opened.journal)
     cwd = (flags.cwd or Path.cwd()).absolute()
     document: dict[str, Any] = {
         "prompt": request.prompt,

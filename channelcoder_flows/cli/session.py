@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,17 +12,21 @@ from channelcoder_flows.cli import output
 from channelcoder_flows.cli.options import Json, Store, Verbose, settings
 from channelcoder_flows.errors import UsageError
 from channelcoder_flows.journal import SessionInfo
-from channelcoder_flows.session import Session
+from channelcoder_flows.storage import open_storage
 from channelcoder_flows.storage.base import not_found
 from channelcoder_flows.storage.file import FileSessionStorage
 from channelcoder_flows.storage.names import directory_name
+from channelcoder_flows.unsaved import remove_unused
+
+if TYPE_CHECKING:
+    from channelcoder_flows.session import Session
 
 Name = Annotated[str, Parameter(help="A session's name, or the path that `session list --json` shows.")]
 
 
 async def list_sessions(*, store: Store = None, json: Json = False, verbose: Verbose = False) -> None:
     """List all sessions."""
-    infos = await Session.list(storage=settings(store).store)
+    infos = await open_storage(settings(store).store).list()
     if json:
         output.document([info.model_dump(mode="json") for info in infos])
         return
@@ -101,20 +105,23 @@ async def remove(
     """Delete sessions: all that are named, or none when one of them does not exist."""
     if not names:
         raise UsageError("session remove needs the name of a session: `channelcoder session list` shows all")
-    url = settings(store).store
+    kept = open_storage(settings(store).store)
     for name in names:
-        if not await Session.exists(name, storage=url):
-            raise not_found(name, [info.name for info in await Session.list(storage=url)])
+        if not await kept.exists(name):
+            raise not_found(name, [info.name for info in await kept.list()])
     if not yes and sys.stdin.isatty() and not _agreed(names):
         raise UsageError("nothing was removed")
     for name in names:
-        await Session.remove(name, storage=url)
+        await remove_unused(kept, name)
         output.say(f"removed {name!r}")
     if json:
         output.document({"removed": list(names)})
 
 
 async def _load(name: str, store: str | None) -> tuple[Session, SessionInfo]:
+    # A list needs none of what runs turns.
+    from channelcoder_flows.session import Session
+
     session = await Session.load(name, settings=settings(store))
     kept = session.opened.storage
     path = kept.root / directory_name(session.name) if isinstance(kept, FileSessionStorage) else kept.url
