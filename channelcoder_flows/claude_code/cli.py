@@ -12,6 +12,7 @@ from typing import Any
 from claude_agent_sdk import ClaudeSDKClient, Message, ResultMessage
 
 from channelcoder_flows.claude_code.options import command, process_environment, sdk_options
+from channelcoder_flows.claude_code.scrub import Scrub, is_asked_for
 from channelcoder_flows.claude_code.transport import OnStarted, PlaceTransport
 from channelcoder_flows.places.base import Place, Process
 from channelcoder_flows.turn import TurnRequest
@@ -47,6 +48,8 @@ class Cli:
     ) -> None:
         options = sdk_options(request, cwd=place.cwd, env=env, session_id=session_id, resume=resume)
         environment = process_environment(options)
+        self._scrub: Scrub | None = None
+        self._place, self._env = place, environment
         self._transport = PlaceTransport(place, command(claude, options), environment)
         self._client = ClaudeSDKClient(options, transport=self._transport)
         self._messages: AsyncIterator[Message] | None = None
@@ -75,7 +78,11 @@ class Cli:
             await on_started(self.process)
             return
         self._transport.on_started = on_started
+        if is_asked_for(self._env) and self._place.spec.kind == "host":
+            self._scrub = await asyncio.to_thread(Scrub.begin, self._env, self._place.cwd, self._place.config_dir)
         await self._client.connect()
+        if self._scrub is not None:
+            self._scrub.started()
         self._messages = aiter(self._client.receive_messages())
         self._listen()
 
@@ -145,6 +152,8 @@ class Cli:
         finally:
             if self.process is not None:
                 await self.process.end()
+            if self._scrub is not None:
+                await asyncio.to_thread(self._scrub.end)
 
 
 def _answers(result: ResultMessage, turn_id: str) -> bool:

@@ -66,6 +66,7 @@ def examine(store: str | None) -> Iterator[Finding]:
         lambda: _login(options, os.environ),
         lambda: _store(options),
         lambda: _config_dir(Path(options.config_dir)),
+        lambda: _sandbox(os.environ),
         _git,
         _docker,
         _prefect,
@@ -133,6 +134,19 @@ def _can_write(path: Path) -> bool:
     """Return whether a directory can be written, or made."""
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _sandbox(environ: Mapping[str, str]) -> Finding:
+    from channelcoder_flows.claude_code import scrub
+
+    name, switch = "sandbox for commands", scrub.SWITCH
+    problem = scrub.problem()
+    if not scrub.is_asked_for(environ):
+        can = f"cannot work here: {problem}" if problem else f"can work here: {switch}=1 turns it on"
+        return Finding(name, "ok", f"off (optional; {can})")
+    if problem:
+        return Finding(name, "fail", f"{switch} is set, and it cannot work here: {problem}", f"or unset {switch}")
+    return Finding(name, "ok", f"on ({switch} is set)")
 
 
 def _git() -> Finding:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import os
+import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hand import soon
 
-from channelcoder_flows import FileSessionStorage, NotLoggedIn, Session
+from channelcoder_flows import FileSessionStorage, NotLoggedIn, PlaceError, Session
+from channelcoder_flows.claude_code.scrub import DURING_A_COMMAND, EXCLUDE, IN_DIRECTORY, IN_HOME, Placeholders, problem
+from channelcoder_flows.cli.doctor import examine
 from channelcoder_flows.testing import ScriptedModel
 
 Start = Callable[[Any], ScriptedModel]
@@ -92,3 +98,141 @@ async def test_no_secret_reaches_a_command(
     monkeypatch.setenv("CHANNELCODER_PASS_ENV", "GITHUB_TOKEN,ANTHROPIC_API_KEY")
     await Session("s", cwd=tmp_path, storage=FileSessionStorage(tmp_path / "store")).claude("Look again", tools="Bash")
     assert found_in(json.dumps(model.requests[-1].messages)) == {"GITHUB_TOKEN", "ANTHROPIC_API_KEY"}
+
+
+IN_ITS_SANDBOX = """
+env
+cat /proc/[0-9]*/environ | tr '\\0' '\\n'
+echo a > made; echo b > /tmp/made-in-a-sandbox && rm /tmp/made-in-a-sandbox; cat .env; echo x > package.json
+"""
+
+
+def tree(*folders: Path) -> set[str]:
+    """Return every path in some folders, but for what Claude Code, git and npm keep for themselves."""
+    paths = {str(path) for folder in folders for path in folder.rglob("*")}
+    keep = ("home/.claude/", "/.config/", "/.npm/", "/objects/")
+    return {path for path in paths if not any(name in f"{path}/" for name in keep)}
+
+
+async def test_the_sandbox_for_commands(
+    scripted_model: Start, claude_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Claude Code's sandbox, commands find no secret in any process, and none of its placeholders stays behind.
+
+    Where it cannot work, a turn that asks for it is refused, and says why.
+    """
+    project = tmp_path / "project"
+    subprocess.run(["git", "init", "-q", project], check=True)
+    (project / ".yarnrc").touch()
+    monkeypatch.setenv("CLAUDE_CODE_SUBPROCESS_ENV_SCRUB", "1")
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", MARKS["GITHUB_TOKEN"])
+    look = {"tool": "Bash", "input": {"command": IN_ITS_SANDBOX}}
+    wait = {"tool": "Bash", "input": {"command": "touch waiting; sleep 100"}}
+    model = scripted_model([{"when": "Look", "reply": [look, "Looked."]}, {"reply": [wait, "Waited."]}])
+    session = Session("s", cwd=project)
+    if why := problem():
+        print(f"Claude Code's sandbox cannot work on this machine: {why}")
+        with pytest.raises(PlaceError, match="cannot work here"):
+            await session.claude("Look", tools="Bash")
+        assert model.requests == []
+        return
+    home, exclude = Path(claude_env["HOME"]), (project / EXCLUDE).read_bytes()
+    before = tree(project, home)
+    await session.claude("Look", tools="Bash")
+    seen = json.dumps(model.requests[-1].messages)
+    assert ("CLAUDE_CODE_SUBPROCESS_ENV_SCRUB" in seen, found_in(seen)) == (True, set())
+    assert tree(project, home) - before == {str(project / "made")}
+    assert (project / EXCLUDE).read_bytes() == exclude
+
+    task = asyncio.create_task(session.claude("Wait", tools="Bash"))
+    await soon((project / "waiting").exists)
+    assert (project / "package.json").exists()
+    (project / ".npmrc").write_text("mine=1")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert tree(project, home) - before == {str(project / name) for name in ("made", "waiting", ".npmrc")}
+    assert (project / EXCLUDE).read_bytes() == exclude
+
+
+@pytest.mark.parametrize(
+    ("bwrap", "why"),
+    [(None, "install bubblewrap and socat"), ("echo 'no user namespaces' >&2; exit 1", "no user names")],
+)
+async def test_a_sandbox_that_cannot_work(
+    claude_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bwrap: str | None, why: str
+) -> None:
+    """Asked for in vain, the sandbox is an error that says why, before anything is spent. `doctor` says so too."""
+    for name in ("bwrap", "socat") if bwrap else ():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{bwrap}\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("CLAUDE_CODE_SUBPROCESS_ENV_SCRUB", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    session = Session("s", cwd=tmp_path)
+    with pytest.raises(PlaceError, match=f"cannot work here: {why}"):
+        await session.claude("Hi")
+    assert session.opened.journal.intent is None
+    (finding,) = [finding for finding in examine(None) if finding.name == "sandbox for commands"]
+    assert finding.status == "fail"
+    assert why in finding.found
+
+
+BLOCK = b"\n# claude-code scrub-mode stubs\n/.env\n/package.json\n"
+
+
+def leave_placeholders(folder: Path, names: list[str]) -> None:
+    """Do as Claude Code does when it starts."""
+    for path in (folder / name for name in names if not (folder / name).exists()):
+        if path.suffix or path.name.startswith("."):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+    if (folder / EXCLUDE).exists():
+        with (folder / EXCLUDE).open("ab") as file:
+            file.write(BLOCK)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_placeholders_go_and_nothing_else(tmp_path: Path, killed: bool) -> None:
+    """The empty files go after the turn, or with the next one after a kill; what a person or Claude made stays."""
+    folder, names = tmp_path / "project", [*IN_DIRECTORY, *(DURING_A_COMMAND if killed else ())]
+    (folder / EXCLUDE).parent.mkdir(parents=True)
+    (folder / EXCLUDE).write_bytes(b"*.mine\n")
+    (folder / "yarn.lock").touch()
+    before = tree(folder)
+    placeholders = Placeholders(folder, IN_DIRECTORY, tmp_path)
+    placeholders.expect()
+    leave_placeholders(folder, names)
+    placeholders.are_there()
+    (folder / "package.json").write_text("{}")
+    (folder / ".env").unlink()
+    (folder / ".env").touch()
+    (folder / "node_modules" / "left-pad").mkdir(parents=True, exist_ok=True)
+    if killed:
+        os.close(placeholders._lock or 0)
+        placeholders = Placeholders(folder, IN_DIRECTORY, tmp_path)
+        placeholders.expect()
+    placeholders.clean()
+    placeholders.clean()
+    made = (".env", "package.json", "node_modules", "node_modules/left-pad")
+    assert tree(folder) - before == {str(folder / name) for name in made}
+    assert before <= tree(folder)
+    assert (folder / EXCLUDE).read_bytes() == b"*.mine\n"
+
+
+def test_placeholders_stay_while_a_turn_needs_them(tmp_path: Path) -> None:
+    """Of two turns in one home, the one that ends first leaves the other its placeholders; the last takes them away."""
+    home = tmp_path / "home"
+    home.mkdir()
+    first, second = (Placeholders(home, IN_HOME, tmp_path) for _ in range(2))
+    first.expect()
+    leave_placeholders(home, IN_HOME)
+    first.are_there()
+    second.expect()
+    second.are_there()
+    first.clean()
+    assert (home / ".bashrc").exists()
+    second.clean()
+    assert list(home.iterdir()) == []
