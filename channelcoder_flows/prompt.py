@@ -145,7 +145,7 @@ def check(paths: Iterable[str | Path]) -> list[PromptError]:
     """Return everything that is wrong with these prompt files; a folder stands for all `.md` files under it."""
     errors: list[PromptError] = []
     for path in paths:
-        files = list(_prompts_in(Path(path))) if Path(path).is_dir() else [Path(path)]
+        files = list(_prompts_in(Path(path))) if _is_folder(Path(path)) else [Path(path)]
         if not files:
             errors.append(PromptError.at(str(path), 0, "", "there is no prompt file (.md) in this folder"))
         for file in files:
@@ -154,6 +154,13 @@ def check(paths: Iterable[str | Path]) -> list[PromptError]:
             except PromptError as exc:
                 errors.append(exc)
     return errors
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # a name that is too long, for one: to be said when it is read
 
 
 def _prompts_in(folder: Path) -> Iterator[Path]:
