@@ -79,7 +79,7 @@ class Cli:
             return
         self._transport.on_started = on_started
         if is_asked_for(self._env) and self._place.spec.kind == "host":
-            self._scrub = await asyncio.to_thread(Scrub.begin, self._env, self._place.cwd, self._place.config_dir)
+            self._scrub = await asyncio.to_thread(Scrub.begin, self._env, self._place.cwd)
         await self._client.connect()
         if self._scrub is not None:
             self._scrub.started()
@@ -148,10 +148,12 @@ class Cli:
         if self._next is not None and not self._next.cancel() and not self._next.cancelled():
             self._next.exception()  # it is said elsewhere, or of no interest any more
         try:
-            await self._client.disconnect()
+            try:
+                await self._client.disconnect()
+            finally:
+                if self.process is not None:
+                    await self.process.end()
         finally:
-            if self.process is not None:
-                await self.process.end()
             if self._scrub is not None:
                 await asyncio.to_thread(self._scrub.end)
 

@@ -69,7 +69,7 @@ class Placeholders:
 
     def __init__(self, folder: Path, names: Sequence[str], records: Path) -> None:
         self.folder, self.names = folder, names
-        self._record = records / f"scrub-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.jsonl"
+        self._record = records / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.jsonl"
         self._lock: int | None = None
 
     def expect(self) -> None:
@@ -179,8 +179,8 @@ class Scrub:
         self._folders = folders
 
     @classmethod
-    def begin(cls, env: Mapping[str, str], cwd: Path, records: Path) -> Self:
-        """Prepare for a CLI that is about to start; `records` is a directory of ours.
+    def begin(cls, env: Mapping[str, str], cwd: Path) -> Self:
+        """Prepare for a CLI that is about to start. What is to be cleaned up is noted in `~/.channelcoder/scrub`.
 
         Raises:
             PlaceError: the sandbox cannot work here.
@@ -189,9 +189,14 @@ class Scrub:
             raise PlaceError(f"{SWITCH} is set, and Claude Code's sandbox cannot work here: {why} (or unset it)")
         home = Path(env.get("HOME") or Path.home())
         folders = {cwd: IN_DIRECTORY, home: IN_HOME} if cwd != home else {cwd: [*IN_DIRECTORY, *IN_HOME]}
+        records = home / ".channelcoder" / "scrub"
         scrub = cls([Placeholders(folder, names, records) for folder, names in folders.items()])
-        for folder in scrub._folders:
-            folder.expect()
+        try:
+            for folder in scrub._folders:
+                folder.expect()
+        except OSError as exc:
+            scrub.end()
+            raise PlaceError(f"{records} cannot be written: {exc.strerror}: make it yours, or unset {SWITCH}") from exc
         return scrub
 
     def started(self) -> None:
@@ -202,4 +207,5 @@ class Scrub:
     def end(self) -> None:
         """Take away what the CLI, which has ended, left behind. Safe to call again."""
         for folder in self._folders:
-            folder.clean()
+            with suppress(OSError):  # no reason to lose an answer: the note stays, and the next turn cleans up
+                folder.clean()

@@ -110,7 +110,7 @@ echo a > made; echo b > /tmp/made-in-a-sandbox && rm /tmp/made-in-a-sandbox; cat
 def tree(*folders: Path) -> set[str]:
     """Return every path in some folders, but for what Claude Code, git and npm keep for themselves."""
     paths = {str(path) for folder in folders for path in folder.rglob("*")}
-    keep = ("home/.claude/", "/.config/", "/.npm/", "/objects/")
+    keep = ("home/.claude/", "home/.channelcoder/", "/.config/", "/.npm/", "/objects/")
     return {path for path in paths if not any(name in f"{path}/" for name in keep)}
 
 
@@ -173,7 +173,7 @@ async def test_a_sandbox_that_cannot_work(
     with pytest.raises(PlaceError, match=f"cannot work here: {why}"):
         await session.claude("Hi")
     assert session.opened.journal.intent is None
-    (finding,) = [finding for finding in examine(None) if finding.name == "sandbox for commands"]
+    finding = next(finding for finding in examine(None) if finding.name == "sandbox for commands")
     assert finding.status == "fail"
     assert why in finding.found
 
