@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from claude_agent_sdk import CLIConnectionError, CLIJSONDecodeError, ProcessError, Transport
+from claude_agent_sdk import ClaudeSDKError, CLIConnectionError, CLIJSONDecodeError, ProcessError, Transport
 
 from channelcoder_flows.claude_code.options import LINE_LIMIT
 from channelcoder_flows.errors import PlaceError
@@ -90,4 +90,4 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _check_size(size: int) -> None:
     if size > LINE_LIMIT:
-        raise CLIJSONDecodeError("", ValueError(f"a line of more than {LINE_LIMIT >> 20} MiB"))
+        raise ClaudeSDKError(f"it sent a line of more than {LINE_LIMIT >> 20} MiB")

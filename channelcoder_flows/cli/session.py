@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +60,8 @@ async def load(name: Name, /, *, store: Store = None, json: Json = False, verbos
         output.document(info.model_dump(mode="json"))
         return
     output.answer(_summary(session, info))
-    where = f" --store {shlex.quote(store)}" if store else ""
-    output.answer(f"\ngo on with:  channelcoder run -p '…' --load-session {shlex.quote(session.name)}{where}")
+    where = f" --store {output.word(store)}" if store else ""
+    output.answer(f"\ngo on with:  channelcoder run -p '…' --load-session {output.word(session.name)}{where}")
 
 
 async def fork(
