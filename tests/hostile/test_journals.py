@@ -331,6 +331,33 @@ def test_journals_in_each_others_place(kept: Kept):
     assert len(asyncio.run(kept.store.list())) == 1
 
 
+def test_a_line_of_a_twin(tmp_path: Path):
+    """A line of another session that fits to the byte is found by the name in it."""
+    store = FileSessionStorage(tmp_path)
+    for name in ("one", "two"):
+        for number, event in enumerate(a_state(name, turns=3).journal):
+            asyncio.run(store.append(name, [event], expect=number))
+    one, two = ((tmp_path / name / "journal.jsonl").read_bytes().splitlines(keepends=True) for name in ("one", "two"))
+    assert list(map(len, one)) == list(map(len, two))
+    for number in range(len(one)):
+        (tmp_path / "one" / "journal.jsonl").write_bytes(b"".join([*one[:number], two[number], *one[number + 1 :]]))
+        for since in range(number + 1):
+            with pytest.raises(JournalDamaged):
+                asyncio.run(store.read("one", since=since))
+
+
+def test_no_wrong_figure_is_listed(kept: Kept, caplog: pytest.LogCaptureFixture):
+    """A bit flipped in what `list` reads is not shown as the session's cost, turns or times."""
+    (true,) = (info for info in asyncio.run(kept.store.list()) if info.name == NAME)
+    for position in range(kept.whole.rindex(b'"sum":'), len(kept.whole) - 1, 3):
+        flipped = bytearray(kept.whole)
+        flipped[position] ^= 1 << position % 8
+        kept.journal.write_bytes(flipped)
+        caplog.clear()
+        (info,) = (info for info in asyncio.run(kept.store.list()) if info.name != "other")
+        assert info == true or (info.turns == info.cost_usd == 0 and str(kept.journal) in caplog.text)
+
+
 def test_deltas_that_are_not_ours(kept: Kept):
     """Deltas swapped, flipped, cut or gone: what was said is readable, and no half transcript is handed out."""
     own, theirs = kept.deltas.read_bytes(), (kept.other / "deltas.bin").read_bytes()
