@@ -36,9 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal terminated
         terminated = True
         # One way out for both: what Ctrl-C takes back, a polite kill takes back too.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script's background command: Ctrl-C is not for it. Ignored, SIGINT would be no way out for SIGTERM either.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     output.prepare()
     try:
         from channelcoder_flows.cli.app import app

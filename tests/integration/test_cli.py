@@ -256,6 +256,23 @@ def test_an_interrupted_turn_is_taken_back(signal_number: int, project: Path, sc
     assert read(channelcoder("session", "show", "s", "--json", cwd=project))["turns"] == 2
 
 
+def test_a_command_in_the_background(project: Path, scripted_model: Start) -> None:
+    """A script's background command is not met by Ctrl-C, as shells have it, and ends on SIGTERM all the same."""
+    model = scripted_model([{"reply": {"hold": "gate", "text": "never"}}])
+    shell = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start("run", "Start", "--session", "s", "--json", cwd=project)
+    finally:
+        signal.signal(signal.SIGINT, shell)
+    model.wait_for("Start")
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(stdout)["error"]["kind"]) == (143, "interrupted")
+
+
 def test_a_busy_session(project: Path, scripted_model: Start) -> None:
     """A second turn of a session waits and says so; with `--no-wait` it fails at once, as an error of its own."""
     model = scripted_model([{"when": "Start", "reply": {"hold": "gate", "text": "Started."}}, {"reply": "Went on."}])
