@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 from prefect_server import PrefectServer
 
-
 SEED = int(os.environ.get("CHANNELCODER_SEED") or time.time())
 """Read here, because a test's own environment has nothing of the caller's."""
 

@@ -144,6 +144,8 @@ class Torture:
         except (AssertionError, ChannelCoderError, OSError, subprocess.TimeoutExpired, TimeoutError) as exc:
             row.unreadable += isinstance(exc, ChannelCoderError)
             row.wrong.append(f"{type(exc).__name__}: {exc}")
+        finally:
+            trial.end()
         row.seconds = time.monotonic() - began
         if not row.wrong:
             shutil.rmtree(trial.folder)
@@ -153,12 +155,16 @@ class Torture:
     def _try(self, kind: Kind, trial: Trial, row: Row) -> None:
         flow = trial.run()
         row.killed = self._strike(kind, trial, flow, row.moment)
-        struck = trial.journal()
-        row.finished = len(struck.turns)
+        try:
+            struck = trial.journal()
+            row.finished = len(struck.turns)
+            if kind.stays_away:
+                flow.wait(timeout=LIMIT)
+        finally:
+            if kind.victim == "server" and row.killed:
+                self.server.start()
         row.code = flow.wait(timeout=LIMIT)
         row.orphans = len(wait_until_gone(trial.folder))
-        if kind.stays_away and row.killed:
-            self.server.start()
         if row.code not in (kind.codes if row.killed else {0}):
             row.wrong.append(f"exit {row.code}: {trial.log()}")
         if row.code > 0:
@@ -201,8 +207,6 @@ class Torture:
                 return kill_cli(trial, flow, kind.how)
             case _:
                 self.server.kill()
-                if not kind.stays_away:
-                    self.server.start()
         return True
 
     def _compare(self, kind: Kind, trial: Trial, row: Row, struck: Journal) -> None:

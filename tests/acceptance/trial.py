@@ -51,7 +51,7 @@ class Trial:
 
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / "out.txt").open("wb") as out, (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "channelcoder_flows", "flow", *command],
                 cwd=self.work,
                 env=self.env,
@@ -59,6 +59,12 @@ class Trial:
                 stdout=out,
                 stderr=log,
             )
+        return self.process
+
+    def end(self) -> None:
+        """End what was started last, where it has not ended by itself."""
+        self.process.kill()
+        self.process.wait()
 
     def journal(self) -> Journal:
         """Return what is in the session's journal by now. Raises `JournalDamaged`."""
