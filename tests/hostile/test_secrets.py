@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,34 @@ async def test_no_secret_reaches_a_command(
     monkeypatch.setenv("CHANNELCODER_PASS_ENV", "GITHUB_TOKEN,ANTHROPIC_API_KEY")
     await Session("s", cwd=tmp_path, storage=FileSessionStorage(tmp_path / "store")).claude("Look again", tools="Bash")
     assert found_in(json.dumps(model.requests[-1].messages)) == {"GITHUB_TOKEN", "ANTHROPIC_API_KEY"}
+
+
+LOOKING_FLOW = f"""
+from prefect import flow
+from channelcoder_flows.flow import turn
+
+@flow
+async def looking():
+    return (await turn({LOOK_AROUND!r}, key="look", tools="Bash")).text
+"""
+
+
+@pytest.mark.torture
+def test_no_secret_reaches_prefect(
+    scripted_model: Start, canaries: None, claude_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that a flow tells Prefect (logs, artifacts, states, parameters) holds one of the secrets."""
+    home = tmp_path / "prefect"
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    scripted_model([{"reply": [{"tool": "Bash", "input": {"command": LOOK_AROUND}}, "Looked around."]}])
+    (tmp_path / "looking.py").write_text(LOOKING_FLOW)
+    argv = [sys.executable, "-m", "channelcoder_flows", "flow", "run", "looking.py:looking", "--store", tmp_path / "s"]
+    run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert (run.returncode, run.stdout) == (0, "Looked around.\n"), run.stderr
+    told = "".join(path.read_bytes().decode(errors="replace") for path in home.rglob("*") if path.is_file())
+    assert "Looked around." in told
+    assert found_in(told + run.stderr) == set()
 
 
 IN_ITS_SANDBOX = """
@@ -197,20 +226,21 @@ def leave_placeholders(folder: Path, names: list[str]) -> None:
 @pytest.mark.parametrize("killed", [False, True])
 def test_placeholders_go_and_nothing_else(tmp_path: Path, killed: bool) -> None:
     """The empty files go after the turn, or with the next one after a kill; what a person or Claude made stays."""
-    folder, names = tmp_path / "project", [*IN_DIRECTORY, *(DURING_A_COMMAND if killed else ())]
+    folder = tmp_path / "project"
     (folder / EXCLUDE).parent.mkdir(parents=True)
     (folder / EXCLUDE).write_bytes(b"*.mine\n")
     (folder / "yarn.lock").touch()
     before = tree(folder)
     placeholders = Placeholders(folder, IN_DIRECTORY, tmp_path)
     placeholders.expect()
-    leave_placeholders(folder, names)
+    leave_placeholders(folder, IN_DIRECTORY)
     placeholders.are_there()
     (folder / "package.json").write_text("{}")
     (folder / ".env").unlink()
     (folder / ".env").touch()
     (folder / "node_modules" / "left-pad").mkdir(parents=True, exist_ok=True)
     if killed:
+        leave_placeholders(folder, DURING_A_COMMAND)
         os.close(placeholders._lock or 0)
         placeholders = Placeholders(folder, IN_DIRECTORY, tmp_path)
         placeholders.expect()
