@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -12,6 +13,8 @@ JsonSchema = dict[str, Any]
 
 _LONG_WORD = 100
 """Characters of a word that is no misspelling of another: comparing it would take long."""
+
+_LONG_MESSAGE = 400
 
 TYPES = ("string", "number", "integer", "boolean", "array", "object", "any")
 
@@ -148,12 +151,20 @@ def check_keywords(schema: JsonSchema, path: str = "") -> None:
         SchemaError: one has not; `path` is where the schema itself stands.
     """
     from jsonschema import SchemaError as Invalid
+    from pydantic_core import SchemaError as NotLinear
 
     try:
         validator_class(schema).check_schema(schema)
     except Invalid as exc:
         inside = dotted(tuple(exc.absolute_path))
-        raise SchemaError(f"is not JSON Schema: {exc.message}", path=".".join(filter(None, (path, inside)))) from exc
+        problem = f"is not JSON Schema: {_cut(exc.message)}"
+        raise SchemaError(problem, path=".".join(filter(None, (path, inside)))) from exc
+    for place, pattern in _patterns(schema):
+        try:
+            _matcher(pattern)
+        except NotLinear as exc:
+            problem = "cannot be matched in linear time: no looking ahead or behind, no reference back, no \\Z"
+            raise SchemaError(problem, path=".".join(filter(None, (path, dotted(place))))) from exc
 
 
 def validator_class(schema: JsonSchema) -> Any:
@@ -174,9 +185,50 @@ def first_error(schema: JsonSchema, data: Any) -> tuple[tuple[str | int, ...], s
 
     # With a registry of its own, jsonschema never fetches what a schema refers to.
     nothing: Any = cast("Any", Registry)()
-    validator = validator_class(schema)(schema, registry=nothing, format_checker=FormatChecker())
+    validator = _in_linear_time(validator_class(schema))(schema, registry=nothing, format_checker=FormatChecker())
     worst = cast("Any", exceptions).best_match(validator.iter_errors(data))
-    return None if worst is None else (tuple(worst.absolute_path), worst.message)
+    return None if worst is None else (tuple(worst.absolute_path), _cut(worst.message))
+
+
+@cache
+def _in_linear_time(validator: Any) -> Any:
+    """Return a validator class whose `pattern` takes time linear in the value, whatever the pattern.
+
+    With Python's own expressions, 30 characters and `^(a+)+$` keep a process busy for minutes, and deaf to every limit.
+    """
+    from jsonschema import ValidationError, validators
+
+    def pattern(_: Any, expression: str, instance: Any, schema: Any) -> Iterator[Any]:
+        if isinstance(instance, str) and not _matcher(expression).isinstance_python(instance):
+            yield ValidationError(f"{instance[:100]!r} does not match {expression!r}")
+
+    return cast("Any", validators).extend(validator, {"pattern": pattern})
+
+
+@cache
+def _matcher(pattern: str) -> Any:
+    """Return a validator of texts that match. Raises pydantic_core's `SchemaError` for what is not linear."""
+    from pydantic_core import SchemaValidator, core_schema
+
+    return SchemaValidator(core_schema.str_schema(pattern=pattern))
+
+
+def _patterns(schema: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Yield the place and text of each pattern in a schema."""
+    if isinstance(schema, dict):
+        for key, value in as_mapping(schema).items():
+            if key == "pattern" and isinstance(value, str):
+                yield (*place, key), value
+            elif key not in _DATA:
+                yield from _patterns(value, (*place, key))
+    elif isinstance(schema, list):
+        for position, value in enumerate(cast("list[Any]", schema)):
+            yield from _patterns(value, (*place, position))
+
+
+def _cut(message: str) -> str:
+    """Return a message of jsonschema's, which has the whole value in it, at a length to read."""
+    return message if len(message) <= _LONG_MESSAGE else f"{message[: _LONG_MESSAGE // 2]} … {message[-60:]}"
 
 
 def references(schema: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -262,6 +262,17 @@ def test_the_model_and_the_schema_agree(kind, value):
         assert back == {"v": value}
 
 
+def test_no_value_keeps_a_pattern_busy():
+    """A pattern that Python would try for years is matched at once; one that cannot be is refused where it stands."""
+    declaration = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    assert said(declaration, {"a": "a" * 60 + "!"}) == [f"a: '{'a' * 60}!' does not match '^(a+)+$'"]
+    assert read(declaration, {"a": "a" * 60}) == {"a": "a" * 60}
+    declaration["properties"]["a"]["pattern"] = "^(?!b)"
+    with pytest.raises(SchemaError, match="no looking ahead") as caught:
+        json_schema(declaration)
+    assert caught.value.path == "properties.a.pattern"
+
+
 def test_a_path_that_can_never_have_a_value_is_found():
     """`{ticket.titel}` in a prompt is caught before it is rendered as nothing."""
     schema = json_schema({"ticket": {"title": "string"}, "free": "object"})
