@@ -1,52 +1,75 @@
-"""Runs commands and says what each cost: CPU and wall seconds of the process and all it waited for."""
+"""Runs commands in turn, round after round, so that the machine's mood meets all of them alike."""
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
 import subprocess
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+METER = Path(__file__).with_name("meter.py")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command took."""
+    """What one command took, with everything it started."""
 
     cpu: float
-    """Seconds, user and system, of the process and all it waited for."""
+    """Seconds, user and system."""
     wall: float
-    """Seconds."""
+    """Seconds until the command itself had ended."""
+    memory: int
+    """Bytes that all its processes held at once."""
+    written: int
+    """Bytes sent towards a disk; what is written twice within one page counts once."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to be measured. `{round}` in it, or in its environment, is the number of the round."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    before: Callable[[int], None] = lambda number: None
+    """What makes ready for a round, unmeasured."""
+    after: Callable[[int], None] = lambda number: None
+    """What looks at a round's outcome, unmeasured."""
 
 
 def measure(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> Cost:
     """Run a command to its end and return what it took. Raises `RuntimeError` when it fails."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        argv, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{argv[0]} ended with {process.returncode}: {said.decode()[-500:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - began)
+    meter = [sys.executable, "-I", "-S", str(METER), *argv]
+    run = subprocess.run(meter, env=dict(env), cwd=cwd, capture_output=True, text=True, check=False)
+    took = json.loads(run.stdout or '{"status": "no meter"}')
+    if (status := took.pop("status")) != 0:
+        raise RuntimeError(f"{' '.join(argv)} ended with {status}: {run.stderr[-1500:]}")
+    return Cost(**took)
 
 
-def alternate(commands: Mapping[str, Sequence[str]], rounds: int, *, env: Mapping[str, str], cwd: Path) -> None:
-    """Run the commands in turn, `rounds` times, and print the medians and their ratios to the first."""
+def alternate(commands: Mapping[str, Command], rounds: int, *, env: Mapping[str, str], cwd: Path) -> dict[str, Cost]:
+    """Run the commands in turn, `rounds` times after one to warm the caches; return the medians."""
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    for each in range(rounds + 1):
-        for name, argv in commands.items():
-            cost = measure([part.replace("{round}", str(each)) for part in argv], env=env, cwd=cwd)
-            if each:  # the first round warms the caches
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            print(f"round {number} of {rounds}: {name}", file=sys.stderr, flush=True)
+            command.before(number)
+            argv = [part.replace("{round}", str(number)) for part in command.argv]
+            more = {key: value.replace("{round}", str(number)) for key, value in command.env.items()}
+            cost = measure(argv, env={**env, **more}, cwd=cwd)
+            command.after(number)
+            if number:
                 costs[name].append(cost)
-    print(f"{'':34}{'CPU s':>8}{'ratio':>8}{'wall s':>8}{'ratio':>8}")
-    first: tuple[float, float] | None = None
-    for name, measured in costs.items():
-        cpu, wall = (statistics.median(getattr(cost, field) for cost in measured) for field in ("cpu", "wall"))
-        first = first or (cpu, wall)
-        print(f"{name:34}{cpu:8.2f}{cpu / first[0]:8.2f}{wall:8.2f}{wall / first[1]:8.2f}")
+    return {name: median(measured) for name, measured in costs.items()}
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """Return the median of each figure."""
+    return Cost(
+        cpu=statistics.median(cost.cpu for cost in costs),
+        wall=statistics.median(cost.wall for cost in costs),
+        memory=round(statistics.median(cost.memory for cost in costs)),
+        written=round(statistics.median(cost.written for cost in costs)),
+    )
