@@ -134,16 +134,16 @@ def test_every_change_is_seen(kept: Kept, tmp_path: Path):
 
 
 @pytest.mark.torture
-def test_thousands_of_changes_are_seen(kept: Kept, tmp_path: Path):
-    """Two thousand bit flips, and a cut at every byte of the conversation."""
+def test_hundreds_of_changes_are_seen(kept: Kept, tmp_path: Path):
+    """Three hundred bit flips, and a cut at every third byte of the conversation."""
     seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
     print(f"seed {seed}")
     seen = Counter[str]()
-    for kind, change in changes(kept, Kept(tmp_path, "other"), seed, 2000):
+    for kind, change in changes(kept, Kept(tmp_path, "other"), seed, 300):
         change()
         assert len(kept.recover()) == 1, kind
         seen[kind] += 1
-    for cut in range(len(kept.whole[MAIN])):
+    for cut in range(0, len(kept.whole[MAIN]), 3):
         os.truncate(kept.path(MAIN), cut)
         assert len(kept.recover()) == 1, cut
         seen["cut"] += 1
@@ -307,7 +307,7 @@ async def test_claude_gets_the_whole_conversation(live: Live):
     assert [type(event) for event in live.session.opened.journal.events].count(Moved) == 1
 
 
-@pytest.mark.parametrize("lines", [1, 3])
+@pytest.mark.parametrize("lines", [pytest.param(1, marks=pytest.mark.torture), 3])
 async def test_a_turn_that_the_journal_lost_is_still_there(live: Live, tmp_path: Path, lines: int):
     """A journal that lost its last turn, and perhaps its intent: the next turn has it, and nothing is paid again."""
     journal = FileSessionStorage().root / "s" / "journal.jsonl"
