@@ -87,23 +87,25 @@ def hold_lock(root: Path, held: Connection) -> None:
     asyncio.run(work())
 
 
-async def test_four_writers_lose_nothing(tmp_path: Path):
-    """Four processes that append 25 turns each: 100 turns, each once, with its delta; late writers were told."""
+@pytest.mark.parametrize(("count", "each"), [(4, 25), pytest.param(8, 100, marks=pytest.mark.torture)])
+async def test_writers_lose_nothing(tmp_path: Path, count: int, each: int):
+    """Processes that append turns to one session: each turn is there once, with its delta; late writers were told."""
     store = FileSessionStorage(tmp_path)
     await store.append("s", a_session("s", turns=0), expect=0)
     reports, report = processes.Pipe(duplex=False)
-    writers = [processes.Process(target=write_turns, args=(tmp_path, writer, 25, report)) for writer in range(4)]
+    writers = [processes.Process(target=write_turns, args=(tmp_path, writer, each, report)) for writer in range(count)]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(240)
         assert writer.exitcode == 0
     refused = sum(reports.recv() for _ in writers)
     state = await store.load("s")
     turns = Journal(state.journal).turns
-    assert sorted(turn.text for turn in turns) == sorted(f"{w}/{n}" for w in range(4) for n in range(25))
+    assert sorted(turn.text for turn in turns) == sorted(f"{w}/{n}" for w in range(count) for n in range(each))
     assert {turn.delta for turn in turns} == set(state.deltas)
     assert refused > 0, "the writers never met: this run showed nothing"
+    print({"writers": count, "turns": len(turns), "conflicts": refused})
 
 
 async def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path):
