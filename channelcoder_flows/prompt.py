@@ -72,7 +72,7 @@ class Prompt:
         Raises:
             PromptError: the text is blank.
         """
-        if not text.strip():
+        if _is_blank(text):
             raise PromptError.at("prompt", 0, "", "is empty; say what Claude shall do")
         return cls(name="prompt", body=text, plain=True)
 
@@ -104,7 +104,7 @@ class Prompt:
             raise InputError(f"{self.name}: {exc}", field=exc.problems[0][0]) from exc
         except InputError as exc:
             raise InputError(f"{self.name}: {exc}", field=exc.field) from exc
-        if not text.strip():
+        if _is_blank(text):
             raise InputError(f"{self.name}: the prompt is empty once its placeholders are filled")
         return text
 
@@ -154,6 +154,11 @@ def check(paths: Iterable[str | Path]) -> list[PromptError]:
             except PromptError as exc:
                 errors.append(exc)
     return errors
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing to ask, as Claude Code sees it: to it a byte order mark is a blank, too."""
+    return not text.replace("\ufeff", "").strip()
 
 
 def _is_folder(path: Path) -> bool:

@@ -92,8 +92,8 @@ def a_flag(given: Mapping[str, Any]) -> bool:
 
 def a_command_line(text: str, value: str) -> bool:
     """What is typed after -p, -d and -s is text, whatever it looks like; nothing of it is a flag of ours."""
-    if "\0" in text + value:
-        return False  # no program can be called with it
+    if "\0" in text + value or os.path.isfile(value):
+        return False  # no program can be called with the one; -s reads the other, as its help says
     argv = ["run", "--json", "-p", f"{text}", "-s", f"{value}", "--dry-run"]
     code, told = run(argv)
     if code:

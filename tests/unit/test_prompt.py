@@ -290,8 +290,9 @@ def test_typed_text_is_sent_as_it_is():
     assert Prompt.inline("why {return}?").bind() == "why {return}?"
     assert Prompt.inline("Hi {name}").bind({"name": "Ada"}) == "Hi Ada"
     assert Prompt.inline("---\nnot: frontmatter\n---\n").body == "---\nnot: frontmatter\n---\n"
-    with pytest.raises(PromptError, match="is empty"):
-        Prompt.inline(" \n")
+    for blank in (" \n", "\ufeff", "\u2003\ufeff\n"):
+        with pytest.raises(PromptError, match="is empty"):
+            Prompt.inline(blank)
 
 
 def test_values_typed_as_text_are_json_unless_a_text_is_declared():
