@@ -57,7 +57,7 @@ def measure_all(stage: Stage, rounds: int) -> Section:
 
 def _ten(stage: Stage, rounds: int) -> dict[str, Cost]:
     commands = {
-        FLOOR: Command([str(PEERS / "claude_steps.sh"), str(PEERS / "claude"), "floor-{round}", "10"]),
+        FLOOR: Command([str(PEERS / "claude_steps.sh"), str(PEERS / "claude"), "10"]),
         HAND: Command([sys.executable, BY_HAND, "hand-{round}"]),
         OURS_FLOW: Command([*OURS, "flow", "run", FLOW, "-d", "session=flow-{round}"]),
         OURS_PYTHON: Command([sys.executable, str(PEERS / "turns_flow.py"), "python-{round}"]),

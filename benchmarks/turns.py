@@ -22,7 +22,6 @@ BARE_TEN, OUR_TEN, TEN_IMPORTS, LIVE_TEN, THEIR_TEN = (
     "ChannelCoder 3.0.2 `session.claude` ten times",
 )
 TEN = "10"
-UUID = "00000000-0000-4000-8000-0000000000{round}"
 
 RUNS_MODULES = """
 from channelcoder_flows.cli import app, failure, loading, output
@@ -43,7 +42,7 @@ def measure_all(stage: Stage, rounds: int) -> Section:
         IMPORTS: Command([sys.executable, "-c", RUNS_MODULES]),
     }
     ten = {
-        BARE_TEN: Command([str(PEERS / "claude_steps.sh"), claude, UUID, TEN], {"round": "{round}"}),
+        BARE_TEN: Command([str(PEERS / "claude_steps.sh"), claude, TEN]),
         OUR_TEN: Command([sys.executable, str(PEERS / "session_turns.py"), "ten-{round}", TEN]),
         TEN_IMPORTS: Command([sys.executable, "-c", SESSIONS_MODULES]),
         LIVE_TEN: Command([sys.executable, str(PEERS / "session_turns.py"), "live-{round}", TEN, "live"]),
