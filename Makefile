@@ -33,7 +33,7 @@ format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## What a turn costs beside the bare CLI, and how light the light commands are
+bench: $(READY) ## What turns, flows and sessions cost beside the bare CLI and other tools (ARGS=--peers: install those)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY) ## Check that the pages hold together
@@ -43,7 +43,7 @@ recording: $(READY) ## Make the README's picture of the demo anew
 	$(BIN)/python -m channelcoder_flows.demo.record docs/demo.svg
 
 clean: ## Remove what the other targets made
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage*
+	rm -rf .venv build dist benchmarks/.peers .pytest_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
