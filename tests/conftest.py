@@ -7,7 +7,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import Phase, settings
 from prefect_server import PrefectServer
+
+# A machine that is busy with something else makes no promise false.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
+# For `make mutate`: the same examples for each mutant, and no search for a smaller one that kills it too.
+settings.register_profile(
+    "mutants", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+)
 
 SEED = int(os.environ.get("CHANNELCODER_SEED") or time.time())
 """Read here, because a test's own environment has nothing of the caller's."""
