@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from channelcoder_flows.branching import fork_anew, fork_session, rewind_event
 from channelcoder_flows.errors import UsageError
@@ -24,8 +25,11 @@ from channelcoder_flows.journal import (
     Intent,
     Interactive,
     Journal,
+    Metadata,
     Moved,
     Rewind,
+    Run,
+    SessionInfo,
     SessionState,
     Started,
     StepRef,
@@ -297,3 +301,85 @@ def test_a_fork_is_as_young_as_it_is() -> None:
     made = Created(name="fork", session_id="c")
     old = Check(at=made.at - timedelta(days=3), step=StepRef(key="plan"), name="tests", passed=True)
     assert Journal([made, old]).totals.last_active == made.at
+
+
+def test_a_turn_that_is_the_first_event_or_none() -> None:
+    """A turn is found also where its journal begins with it; what is not in a journal has the number 0."""
+    turn = Turn(turn_id="t", session_id="c", prompt="p", text="t", started=AT)
+    alone = Journal([turn])
+    assert (alone.number_of(turn), alone.seq_of(turn)) == (1, 1)
+    assert (Journal().number_of(turn), Journal().seq_of(turn)) == (0, 0)
+
+
+def test_a_step_reads_as_it_is_shown() -> None:
+    """A step's first turn goes by its key alone; the ones after it are counted."""
+    assert [str(StepRef(key="plan", attempt=attempt)) for attempt in (1, 2, 3)] == ["plan", "plan~2", "plan~3"]
+
+
+def test_a_line_of_session_list() -> None:
+    """`session list` shows the totals as they are, to a billionth of a dollar, and takes a session without a date."""
+    later = AT + timedelta(hours=1)
+    totals = Totals(name="s", created=AT, last_active=later, messages=4, turns=2, cost_usd=1.0000000004)
+    assert totals.info("sub/s") == SessionInfo(
+        name="s", path="sub/s", created=AT, last_active=later, message_count=4, turns=2, cost_usd=1.0
+    )
+    assert Totals(created=AT).info("s").last_active == AT
+    before = datetime.now(UTC)
+    new = Totals().info("s")
+    assert before <= new.created == new.last_active <= datetime.now(UTC)
+
+
+def test_a_session_as_data() -> None:
+    """A custom store is handed everything: who it is, since when, what was said, and every event."""
+    writer = Writer()
+    writer.turn()
+    writer.moved()
+    journal = writer.journal
+    state = journal.state()
+    assert (state.session_chain, state.current_session_id) == (("c0", "c2"), "c2")
+    assert [message.content for message in state.messages] == ["ask 1", "answer 1"]
+    assert [message.role for message in state.messages] == ["user", "assistant"]
+    assert [message.session_id for message in state.messages] == ["c0", "c0"]
+    assert [message.timestamp for message in state.messages] == [AT, journal.turns[0].at]
+    assert journal.created is not None
+    last = journal.events[-1].at
+    assert state.metadata == Metadata(name="s", created=journal.created.at, last_active=last, message_count=2)
+    assert (state.journal, state.deltas) == (tuple(journal.events), {})
+    empty = Journal().state()
+    assert (empty.metadata.name, empty.current_session_id) == (None, None)
+    assert empty.metadata.created == empty.metadata.last_active
+
+
+def test_the_runs_of_a_session() -> None:
+    """The last word on each run is kept, and the latest run is the one that was spoken of last."""
+    journal = Journal()
+    assert journal.run is None
+    for key, status in (("a", "started"), ("b", "started"), ("a", "completed")):
+        journal.apply(Run(run=key, status=status))
+    assert [(run.run, run.status) for run in journal.runs.values()] == [("b", "started"), ("a", "completed")]
+    assert journal.run is journal.runs["a"]
+
+
+def test_an_intent_hides_no_other_process() -> None:
+    """The process that is looked for belongs to the open turn, never to the one before."""
+    journal = Journal([Intent(turn_id="one", session_id="c", prompt="p")])
+    journal.apply(Started(turn_id="one", process=ProcessIdent(host="h", id="1", started="1", marker="m")))
+    journal.apply(Intent(turn_id="two", session_id="c", prompt="p"))
+    assert journal.intent is not None
+    assert (journal.intent.turn_id, journal.process) == ("two", None)
+
+
+def test_the_deltas_an_event_names() -> None:
+    """What a store has to keep for an event: the bytes it added, and those that were cut off."""
+    failed = Failed(turn_id="t", error="died", message="m", prompt="p", delta="d", tail="x")
+    assert deltas_of(failed) == ("d", "x")
+    assert deltas_of(failed.model_copy(update={"delta": None})) == ("x",)
+    assert deltas_of(Moved(session_id="c")) == ()
+
+
+def test_deltas_that_are_no_base64_are_refused() -> None:
+    """A session that comes back from a store with damaged bytes is not taken for a whole one."""
+    text = Journal().state({"d": b"\xff"}).model_dump_json()
+    assert "/w==" in text
+    with pytest.raises(ValidationError):
+        SessionState.model_validate_json(text.replace("/w==", "/w=*="))

@@ -1,6 +1,7 @@
 """Declarations: the short notation and JSON Schema say the same, and are obeyed exactly."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from channelcoder_flows.errors import SchemaError
-from channelcoder_flows.schema import json_schema, model_from, nearest, path_problem, problems
+from channelcoder_flows.schema import Misfit, fit, json_schema, model_from, nearest, path_problem, problems
 
 
 def said(declaration, value):
@@ -88,6 +89,18 @@ def test_short_notation_is_json_schema():
         ("string[]", ["x", 1], "a[1]: must be a text, not 1"),
         ("object", [], "a: must be a mapping, not []"),
         ("string", None, "a: must be a text, not null"),
+        ("string", {1}, 'a: must be a text, not "{1}"'),
+        ("number", math.nan, "a: must be a number, not NaN"),
+        ("integer", math.inf, "a: must be a whole number, not Infinity"),
+        ("array", {}, "a: must be a list, not {}"),
+        ("object", 3, "a: must be a mapping, not 3"),
+        ({"b": "string"}, 3, "a: must be a mapping, not 3"),
+        ({"type": "null", "title": "none"}, 3, "a: must be null, not 3"),
+        ({"enum": [True]}, 1, "a: must be one of true, not 1"),
+        ({"enum": ["x", 1]}, True, 'a: must be one of "x", 1, not true'),
+        ({"enum": ["x", 1]}, [], 'a: must be one of "x", 1, not []'),
+        ("string", ["é" * 57], f'a: must be a text, not ["{"é" * 57}…'),
+        ("string", ["é" * 56], f'a: must be a text, not ["{"é" * 56}"]'),
     ],
 )
 def test_nothing_is_coerced(kind, value, problem):
@@ -104,6 +117,152 @@ def test_missing_and_extra_are_named_with_the_nearest():
         "config.prot: is not declared; did you mean 'port'?",
         "tickt: is not declared; did you mean 'ticket'?",
     ]
+    assert said({"items": [{"name": "string"}]}, {"items": [{"name": "x", "nmae": "x"}]}) == [
+        "items[0].nmae: is not declared; did you mean 'name'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "back"),
+    [
+        ("integer", 2.0, 2),
+        ("number", 2, 2),
+        ("array", (1, 2), [1, 2]),
+        ({"enum": ["x", 1]}, 1.0, 1.0),
+        ({"type": "null", "title": "none"}, None, None),
+        ({"enum": ["x"], "nullable": True}, None, None),
+        ({"type": "any", "nullable": True}, None, None),
+        ({"type": "string", "min": 0}, "", ""),
+        ({"type": "array", "items": "string", "min": 1, "max": 1}, ["x"], ["x"]),
+        ({"type": "string", "pattern": "^a"}, "ab", "ab"),
+        (" String ", "x", "x"),
+    ],
+)
+def test_what_fits_comes_back_as_json(kind, value, back):
+    """A whole number may be written with a point and a list be a tuple; what comes back is plain JSON data."""
+    found = read({"a": kind}, {"a": value})
+    assert (found, type(found["a"])) == ({"a": back}, type(back))
+
+
+def test_a_field_may_be_json_schema():
+    """In the short notation a field that is JSON Schema is taken as it is; with a default it may be left out."""
+    declaration = {"a": {"type": "string", "pattern": "^a", "default": "ab"}, "b": {"type": "string", "pattern": "^b"}}
+    schema = json_schema(declaration)
+    assert (schema["properties"], schema["required"]) == (declaration, ["b"])
+    assert read(declaration, {"b": "b"}) == {"a": "ab", "b": "b"}
+    assert said(declaration, {"b": "a"}) == ["b: 'a' does not match '^b'"]
+
+
+@pytest.mark.parametrize(
+    ("declaration", "names"),
+    [
+        ({"type": "string"}, ["type"]),
+        ({"type": "string", "note": "string"}, ["type", "note"]),
+        ({"type": "array", "items": "string"}, ["type", "items"]),
+        ({"type": "boolean", "items": "bool"}, ["type", "items"]),
+    ],
+)
+def test_a_field_may_be_called_like_a_keyword(declaration, names):
+    """`type` and `items` are ordinary names as long as their values are types."""
+    assert list(json_schema(declaration)["properties"]) == names
+    assert list(json_schema({"a": {**declaration, "b": "string"}})["properties"]["a"]["properties"]) == [*names, "b"]
+
+
+def test_references_are_followed_inside_the_declaration():
+    """A $ref may name any place of its own declaration, in JSON Pointer's writing, through other references too."""
+    schema = {
+        "$ref": "#/$defs/whole",
+        "$defs": {
+            "whole": {"type": "object", "properties": {"a": {"$ref": "#/$defs/x~1y~0z/anyOf/1"}}, "required": ["a"]},
+            "x/y~z": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a%20b"}]},
+            "a b": {"type": "integer"},
+        },
+        "title": "ours",
+    }
+    found = json_schema(schema)
+    assert (found["type"], found["title"], "$ref" in found) == ("object", "ours", False)
+    assert read(schema, {"a": 3}) == {"a": 3}
+    assert said(schema, {"a": "x"}) == ["a: 'x' is not of type 'integer'"]
+    assert json_schema({"type": "object", "properties": {"a": {"$ref": "#"}}})
+    assert json_schema({"type": "object", "properties": {"a": {"enum": [{"$ref": "x"}]}}})
+
+
+def test_the_version_that_a_schema_names_is_the_one_it_is_read_by():
+    """`items` may be a list in draft 7, and may not in 2020-12, which is taken where nothing is said."""
+    schema = {"type": "object", "properties": {"a": {"items": [{"type": "string"}]}}}
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+    assert said(draft, {"a": [1]}) == ["a[0]: 1 is not of type 'string'"]
+    with pytest.raises(SchemaError) as caught:
+        json_schema(schema)
+    assert caught.value.path == "properties.a.items"
+
+
+def test_a_misfit_tells_the_first_fifty():
+    """However much is wrong, an error stays readable, and says how much it left out."""
+    model = model_from({"a": "integer[]"})
+    with pytest.raises(Misfit) as caught:
+        fit(model, {"a": ["x"] * 53})
+    assert len(caught.value.problems) == 50
+    assert caught.value.problems[0] == ("a[0]", 'must be a whole number, not "x"')
+    assert str(caught.value).startswith('a[0]: must be a whole number, not "x"; a[1]: must be')
+    assert str(caught.value).endswith('a[49]: must be a whole number, not "x"; and 3 more')
+    with pytest.raises(Misfit, match=r'a\[49\]: must be a whole number, not "x"$'):
+        fit(model, {"a": ["x"] * 50})
+    with pytest.raises(Misfit) as caught:
+        fit(model, [])
+    assert (str(caught.value), caught.value.problems) == (
+        "must be a mapping, not []",
+        [("", "must be a mapping, not []")],
+    )
+
+
+def test_a_long_list_is_read_to_its_first_misfit():
+    """A million wrong items cost one problem, not a million; a list of a thousand is told in full."""
+    model = model_from({"a": "integer[]"})
+    for length, told in ((1000, 50), (1001, 1)):
+        with pytest.raises(Misfit) as caught:
+            fit(model, {"a": ["x"] * length})
+        assert len(caught.value.problems) == told
+    assert fit(model, {"a": [1] * 1001}) == {"a": [1] * 1001}
+
+
+def test_what_is_no_json_is_refused_by_name():
+    """A value that JSON cannot say, or that never ends, is an error that names it."""
+    loop = []
+    loop.append(loop)
+    for value in (object(), loop):
+        with pytest.raises(Misfit) as caught:
+            fit(model_from({"a": "any", "b": "any"}), {"a": 1, "b": value})
+        assert caught.value.problems == [("b", "is nested too deep, or is not plain JSON data")]
+    deep = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    tree = {"type": "object", "properties": {"a": {"$ref": "#"}}}
+    with pytest.raises(Misfit, match="is nested too deep to be checked"):
+        fit(model_from(tree), deep)
+
+
+def test_a_long_place_is_cut():
+    """The place of a problem stays readable however deep it is."""
+    names = [letter * 66 for letter in "ab"]
+    for last, place in (("c", "c" * 66), ("d", "d" * 65 + "…")):
+        name = last * (66 if last == "c" else 67)
+        schema = {"type": "string"}
+        for part in [name, *reversed(names)]:
+            schema = {"type": "object", "properties": {part: schema}}
+        value = {names[0]: {names[1]: {name: 3}}}
+        assert said(schema, value) == [f"{names[0]}.{names[1]}.{place}: must be a text, not 3"]
+
+
+def test_a_long_message_is_cut():
+    """What jsonschema says has the value in it: the beginning and the end of it are enough."""
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    [problem] = said(schema, {"a": ["x" * 600, "x" * 600]})
+    assert problem.startswith("a: ['xxx")
+    assert problem.endswith("has non-unique elements")
+    assert len(problem) < 300
+    short = ["x" * 180, "x" * 180]
+    assert said(schema, {"a": short}) == [f"a: {short} has non-unique elements"]
 
 
 def test_modifiers_are_obeyed():
@@ -145,11 +304,44 @@ def test_any_property_name_can_be_declared():
         ({"a b": "string"}, "a b", "letters, digits"),
         ({"a": {"type": "string", "min": 3, "max": 1}}, "a", "min 3 is over max 1"),
         ({"a": {"type": "boolean", "min": 1}}, "a", "goes with"),
-        ({"a": {"type": "string", "min": 1.5}}, "a", "a length"),
+        ({"a": {"type": "string", "min": 1.5}}, "a", "min is a length"),
+        ({"a": {"type": "array", "max": -1}}, "a", "max is a length"),
+        ({"a": {"type": "integer", "min": True}}, "a", "min is a number"),
+        ({"a": {"type": "integer", "max": "3"}}, "a", "max is a number"),
+        ({"a": {"type": "number", "min": math.inf}}, "a", "min is a number"),
+        ({"a": {"type": "any", "max": 1}}, "a", "max goes with"),
         ({"a": {"type": "integer", "default": "x"}}, "a", "default 'x' does not fit"),
         ({"a": {"type": "string", "enum": [1.1]}}, "a", "put it in quotes"),
         ({"a": {"type": "string", "enum": []}}, "a", "enum is a list"),
-        ({"a": {"type": "string", "optional": "yes"}}, "a", "true or false"),
+        ({"a": {"type": "string", "enum": "x"}}, "a", "enum is a list"),
+        ({"a": {"type": "string", "enum": ["x", 3]}}, "a", "enum 3 does not fit: must be a text, not 3; put it"),
+        ({"a": {"type": "string", "optional": "yes"}}, "a", "optional is true or false"),
+        ({"a": {"type": "string", "nullable": "no"}}, "a", "nullable is true or false"),
+        ({"a": {"type": "string", "description": 3}}, "a", "description is a text"),
+        ({"a": {"type": "string", "default": 3}}, "a", "default 3 does not fit: must be a text, not 3; put it"),
+        ({"a": {"type": "integer", "min": 2, "default": 1}}, "a", "default 1 does not fit"),
+        ({"a": {"type": "string", "items": "string"}}, "a", "items goes with type: array"),
+        ({"a": {"type": "string[]", "items": "string"}}, "a", "items goes with type: array"),
+        ({"a": {"type": "array", "items": {"b": "strin"}}}, "a.b", "did you mean 'string'?"),
+        ({"a": [{"b": {"c": "strin"}}]}, "a.b.c", "did you mean 'string'?"),
+        ({"a": {"type": "strng"}}, "a.type", "did you mean 'string'?"),
+        ({"a": "xyz"}, "a", "'xyz' is not a type; the types are string, number"),
+        ({"a": []}, "a", "is a type (string, number"),
+        ({"a": ["string", "string"]}, "a", "is a type"),
+        ({"x" * 65: "string"}, "x" * 65, "letters, digits"),
+        ({"a": {"type": "string", "pattern": 3}}, "a.pattern", "3 is not of type 'string'"),
+        ({"a": {"type": "string", "pattern": "(?=x)"}}, "a.pattern", "linear time"),
+        ({"a": {"type": "object", "properties": {"b": {"$ref": "#/x"}}}}, "a", "$ref needs the whole"),
+        ({"type": "object", "properties": {"a": {"$id": "x"}}}, "properties.a.$id", "the outermost schema only"),
+        ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "x"}]}}}, "properties.a.anyOf[0].$ref", "refused"),
+        ({"type": "object", "properties": {"a": {"$dynamicRef": "x"}}}, "properties.a.$dynamicRef", "refused"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/allOf/1"}}, "allOf": [{}]}, "properties.a.$ref", "nowhere"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/allOf/x"}}, "allOf": [{}]}, "properties.a.$ref", "nowhere"),
+        ({"type": "object", "required": "a"}, "required", "is not JSON Schema: 'a' is not of type 'array'"),
+        ({"type": ["object", "null"]}, "", "type: object"),
+        ({"oneOf": [{"type": "object"}]}, "", "type: object"),
+        ({"type": "object", "oneOf": [{}]}, "", "cannot have oneOf"),
+        ({"type": "object", "allOf": [{}]}, "", "cannot have allOf"),
         ({"type": "object", "properties": {"a": {"type": "strin"}}}, "properties.a.type", "is not JSON Schema"),
         ({"type": "object", "properties": {"a": {"$ref": "https://x/y"}}}, "properties.a.$ref", "is refused"),
         ({"type": "object", "properties": {"a": {"$ref": "other.json"}}}, "properties.a.$ref", "is refused"),
@@ -278,7 +470,12 @@ def test_a_path_that_can_never_have_a_value_is_found():
     schema = json_schema({"ticket": {"title": "string"}, "free": "object"})
     assert path_problem(schema, "ticket.titel") == "'titel' is not declared; did you mean 'title'?"
     assert path_problem(schema, "ticket.title") == path_problem(schema, "free.any") == ""
+    assert path_problem(schema, "tickt.title") == "'tickt' is not declared; did you mean 'ticket'?"
+    assert path_problem(schema, "ticket.title.more") == ""
     assert nearest("x", ["abc"]) == ""
+    assert nearest("titel", {"title": 1, "tilte": 2, "titles": 3}) == "; did you mean 'title'?"
+    assert nearest("a" * 100, ["a" * 99]) == f"; did you mean {'a' * 99!r}?"
+    assert nearest("a" * 101, ["a" * 101]) == ""
 
 
 def test_the_short_notation_needs_no_jsonschema():
