@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import shutil
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from channelcoder_flows.errors import JournalDamaged, StorageError
-from channelcoder_flows.journal import Event, SessionInfo, SessionState, Totals
+from channelcoder_flows.errors import StorageError
+from channelcoder_flows.journal import Event, SessionInfo, SessionState
 from channelcoder_flows.storage.base import check_append, check_name, events_to_save, is_name, not_found, with_name
 from channelcoder_flows.storage.disk import make_private, storage_error
 from channelcoder_flows.storage.filelock import file_lock, sweep
+from channelcoder_flows.storage.listing import list_sessions
 from channelcoder_flows.storage.names import directory_name
 from channelcoder_flows.storage.session_dir import JOURNAL, NEW, SessionDirectory
 
@@ -26,7 +25,6 @@ _TRASH: Final = ".trash-"
 _LOCK: Final = ".lock-"
 _RUN: Final = "run/"
 
-_log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -84,7 +82,7 @@ class FileSessionStorage:
         return await self._in_thread(self._load, name_or_path)
 
     async def list(self) -> Sequence[SessionInfo]:
-        """Return every session's metadata, latest activity first, from the last 4 KiB of each journal.
+        """Return every session's metadata, latest activity first, from the end of each journal.
 
         A session whose journal cannot be opened or ends in damage is listed with what is known, its name (or its
         directory's) and time, and a warning is logged; damage further up is found by `read` and `load`.
@@ -152,14 +150,8 @@ class FileSessionStorage:
         return is_name(name) and self._session(name).begun()
 
     def _list(self) -> Sequence[SessionInfo]:
-        infos: list[SessionInfo] = []
         self._check_owner()
-        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    with suppress(FileNotFoundError):
-                        infos.append(_info(SessionDirectory(Path(entry.path))))
-        return sorted(infos, key=lambda info: info.last_active, reverse=True)
+        return list_sessions(self.root)
 
     def _rename(self, name: str, new: str) -> None:
         with self._found(name) as session:
@@ -218,24 +210,6 @@ def _at_path(text: str) -> SessionDirectory | None:
         return session if session.journal.is_file() else None
     except (OSError, RuntimeError):
         return None  # a name that no path can be: too long, or the home of a user who is not there
-
-
-def _info(session: SessionDirectory) -> SessionInfo:
-    try:
-        summary = session.summary()
-        totals = summary.totals.model_copy(update={"name": session.name(summary)})
-    except FileNotFoundError:
-        raise
-    except (JournalDamaged, StorageError, OSError) as exc:
-        _log.warning("%s", storage_error(exc, session.journal) if isinstance(exc, OSError) else exc)
-        changed = datetime.fromtimestamp(session.path.lstat().st_mtime, UTC)
-        totals = Totals(name=_text(session.likely_name()), created=changed, last_active=changed)
-    return totals.info(_text(str(session.path)))
-
-
-def _text(path: str) -> str:
-    """Return what can be kept and printed of a path that need not be UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _delete(trash: Path) -> None:

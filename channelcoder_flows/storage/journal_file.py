@@ -307,6 +307,13 @@ def _summary(line: bytes, file: Path, number: int = 0) -> Summary:
         raise newer(file) if later else damaged(file, number) from exc
 
 
+def summary_at_end(end: bytes) -> bytes | None:
+    """Return the summary, as JSON, of the line that `end` of a journal ends in; None: it is cut off or damaged."""
+    _, found, text = end.rpartition(_SUMMARY)
+    total, _, sums = text.rpartition(_CRC)
+    return total if found and sums[8:] == b"%08x%b\n" % (zlib.crc32(total), _END) else None
+
+
 def find_deltas(descriptor: int, begin: int = 0) -> tuple[int, DeltaIndex]:
     """Return how far the journal's lines go, and where the deltas stand that those from byte `begin` on name."""
     index: DeltaIndex = {}
