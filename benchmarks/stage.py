@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from channelcoder_flows.claude_code import find_claude
 from channelcoder_flows.testing import ScriptedModel
 from channelcoder_flows.transcript import slug
 
@@ -42,20 +41,19 @@ class Stage:
         self.home = home
         self.work = home / "work"
         self.work.mkdir()
-        self.claude = find_claude()
 
     def env(self) -> dict[str, str]:
         """Return the whole environment of a command."""
-        # `claude` on the PATH is the very one that we run.
-        commands = self.home / "bin"
-        if not commands.exists():
-            commands.mkdir()
-            (commands / "claude").symlink_to(self.claude)
-        return {**QUIET, "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(self.home)}
+        return {**QUIET, "PATH": os.environ["PATH"], "HOME": str(self.home)}
 
     def model_env(self) -> dict[str, str]:
         """Return the environment in which the real CLI talks to a model that answers at once."""
-        return {**self.env(), "ANTHROPIC_BASE_URL": self._model.url, "ANTHROPIC_API_KEY": "none"}
+        return {
+            **self.env(),
+            "PATH": f"{self.claude.parent}:{os.environ['PATH']}",
+            "ANTHROPIC_BASE_URL": self._model.url,
+            "ANTHROPIC_API_KEY": "none",
+        }
 
     def flow_env(self) -> dict[str, str]:
         """Return the environment of a flow on a running Prefect server, with a CLI that answers at once."""
@@ -66,6 +64,16 @@ class Stage:
             "CHANNELCODER_CLAUDE_PATH": str(PEERS / "claude"),
             "CLAUDE_CODE_STAND_IN_TRANSCRIPTS": str(self.transcripts),
         }
+
+    @cached_property
+    def claude(self) -> Path:
+        """The real CLI, as everything here runs it."""
+        from channelcoder_flows.claude_code import find_claude  # loads the SDK
+
+        command = self.home / "bin" / "claude"
+        command.parent.mkdir()
+        command.symlink_to(find_claude())
+        return command
 
     @cached_property
     def transcripts(self) -> Path:
