@@ -20,10 +20,11 @@ HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
 def pages() -> list[str]:
-    """Return the pages of the project; prompt files are none."""
+    """Return the pages of the project; prompt files are none, nor what was installed into a hidden folder."""
     folders = (ROOT / name for name in ("docs", "deployments", "benchmarks", "flows"))
     found = [*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
-    return sorted(str(page.relative_to(ROOT)) for page in found)
+    named = [page.relative_to(ROOT) for page in found]
+    return sorted(str(page) for page in named if not any(part.startswith(".") for part in page.parts))
 
 
 def anchors(text: str) -> set[str]:
