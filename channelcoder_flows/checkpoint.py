@@ -128,7 +128,7 @@ class Checkpoint:
     async def _ask_and_record(self, cli: Cli, contents: Contents, step: StepRef, text: str) -> Turn:
         # A CLI that waited has the earlier turns' costs in its head, and not yet in the transcript.
         total = last_total_cost(contents.get(MAIN, b"")) if cli.total_cost_usd is None else cli.total_cost_usd
-        intent = await self._intend(step, text, total)
+        intent = await self._intent(step, text, total)
         answer = await self._ask(cli, intent)
         try:
             return await self._record(cli, intent, answer)
@@ -136,9 +136,8 @@ class Checkpoint:
             exc.answer = answer.text
             raise
 
-    async def _intend(self, step: StepRef, text: str, total: float) -> Intent:
-        """Make it durable that a turn is about to start."""
-        intent = Intent(
+    async def _intent(self, step: StepRef, text: str, total: float) -> Intent:
+        return Intent(
             turn_id=str(uuid.uuid4()),
             session_id=self.session.journal.session_id or "",
             step=step,
@@ -151,17 +150,19 @@ class Checkpoint:
             recovery=self.request.options.recovery,
             total_usd=total,
         )
-        await self.session.append(intent)
-        return intent
 
     async def _ask(self, cli: Cli, intent: Intent) -> Answer:
-        """Run the CLI. Whatever ends it badly is recorded, however often we are cancelled meanwhile."""
+        """Make it durable that the turn is about to start, and run the CLI.
+
+        Whatever ends it badly is recorded, however often we are cancelled meanwhile.
+        """
         from channelcoder_flows import claude_code
 
         async def started(process: Process) -> None:
             await self.session.append(Started(turn_id=intent.turn_id, process=process.ident))
 
         try:
+            await self.session.append(intent)
             return await claude_code.run_turn(
                 cli,
                 self.request.model_copy(update={"prompt": intent.prompt}),
@@ -171,7 +172,8 @@ class Checkpoint:
                 stay=self.around.live is not None and claude_code.can_stay(self.request.options),
             )
         except BaseException as exc:
-            await to_the_end(self._failed(intent, exc))
+            if self.session.journal.intent == intent:
+                await to_the_end(self._failed(intent, exc))
             raise
 
     async def _record(self, cli: Cli, intent: Intent, answer: Answer) -> Turn:

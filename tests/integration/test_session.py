@@ -29,7 +29,7 @@ from channelcoder_flows import (
     claude,
     stream,
 )
-from channelcoder_flows.journal import Event, Failed, Rewind
+from channelcoder_flows.journal import Event, Failed, Intent, Rewind
 from channelcoder_flows.storage.memory import MemorySessionStorage
 from channelcoder_flows.testing import ScriptedModel
 from channelcoder_flows.turn import Usage
@@ -54,6 +54,29 @@ async def test_a_command_left_in_the_background(scripted_model: Start, tmp_path:
     result = await session.claude("Due", tools="Bash")
     assert (result.text, result.model_calls, model.paid("Due")) == ("Well.", 1, 1)
     assert [message.content for message in session.messages] == ["Uno", "Started.", "Due", "Well."]
+
+
+async def test_cancelled_as_it_begins(scripted_model: Start, tmp_path: Path) -> None:
+    """A turn that is cancelled when it is announced, before Claude starts, has its ending at once and costs nothing."""
+
+    class Cancelling(MemorySessionStorage):
+        async def append(self, name: str, events: Sequence[Event], **more: Any) -> None:
+            await super().append(name, events, **more)
+            if any(isinstance(event, Intent) for event in events):
+                asking.cancel()
+
+    model = scripted_model(WELL)
+    session = Session("s", cwd=tmp_path, storage=Cancelling())
+    asking = asyncio.ensure_future(session.claude("Uno"))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (failed,) = events_of(session, Failed)
+    assert (failed.error, failed.cost_usd, session.opened.journal.intent, model.requests) == (
+        "interrupted",
+        0,
+        None,
+        [],
+    )
 
 
 class TestDayByDay:
