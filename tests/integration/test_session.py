@@ -476,7 +476,7 @@ asyncio.run(main())
 class TestTwoAtOnce:
     """One session, several users: no turn is lost."""
 
-    @pytest.mark.parametrize("races", [10, pytest.param(40, marks=pytest.mark.torture)])
+    @pytest.mark.parametrize("races", [10, pytest.param(50, marks=pytest.mark.torture)])
     def test_races(self, scripted_model: Start, tmp_path: Path, races: int) -> None:
         """Two processes go for one session at once: every turn is there, each knows all that came before it."""
         model = scripted_model(WELL)
