@@ -106,9 +106,8 @@ def _not_plain(data: Any) -> str:
     return ""
 
 
-def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
+def problems(model: type[Declared], error: ValidationError) -> list[tuple[str, str]]:
     """Return what is wrong as (path, problem), such as `("config.port", "is missing")`; the first `MAX_TOLD` of it."""
-    schema: JsonSchema = getattr(model, "declared", {})
     found: list[tuple[str, str]] = []
     for each in error.errors(include_url=False)[:MAX_TOLD]:
         place = tuple(each.get("ctx", {}).get("place", each["loc"]))
@@ -116,7 +115,7 @@ def problems(model: type[BaseModel], error: ValidationError) -> list[tuple[str, 
             case "missing":
                 problem = "is missing"
             case "extra_forbidden":
-                problem = "is not declared" + nearest(str(place[-1]), names_at(schema, place[:-1]))
+                problem = "is not declared" + nearest(str(place[-1]), names_at(model.declared, place[:-1]))
             case "model_type":
                 problem = f"must be {_SAID['object']}, not {_short(each['input'])}"
             case _:

@@ -319,9 +319,9 @@ def test_a_step_reads_as_it_is_shown() -> None:
 def test_a_line_of_session_list() -> None:
     """`session list` shows the totals as they are, to a billionth of a dollar, and takes a session without a date."""
     later = AT + timedelta(hours=1)
-    totals = Totals(name="s", created=AT, last_active=later, messages=4, turns=2, cost_usd=1.0000000004)
+    totals = Totals(name="s", created=AT, last_active=later, messages=4, turns=2, cost_usd=1.2500000004)
     assert totals.info("sub/s") == SessionInfo(
-        name="s", path="sub/s", created=AT, last_active=later, message_count=4, turns=2, cost_usd=1.0
+        name="s", path="sub/s", created=AT, last_active=later, message_count=4, turns=2, cost_usd=1.25
     )
     assert Totals(created=AT).info("s").last_active == AT
     before = datetime.now(UTC)

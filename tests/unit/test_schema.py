@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import MappingProxyType
 
 import pytest
 from hypothesis import example, given
@@ -127,6 +128,10 @@ def test_missing_and_extra_are_named_with_the_nearest():
     [
         ("integer", 2.0, 2),
         ("number", 2, 2),
+        ("number", 1.5, 1.5),
+        ("string" + "[]" * 8, [], []),
+        ({"type": "bool", "default": True}, False, False),
+        ("object", MappingProxyType({"b": 1}), {"b": 1}),
         ("array", (1, 2), [1, 2]),
         ({"enum": ["x", 1]}, 1.0, 1.0),
         ({"type": "null", "title": "none"}, None, None),
@@ -208,6 +213,8 @@ def test_a_misfit_tells_the_first_fifty():
     assert str(caught.value).endswith('a[49]: must be a whole number, not "x"; and 3 more')
     with pytest.raises(Misfit, match=r'a\[49\]: must be a whole number, not "x"$'):
         fit(model, {"a": ["x"] * 50})
+    with pytest.raises(Misfit, match="aa: is not declared; did you mean 'a'"):
+        fit(model, {"a": [], "aa": 1})
     with pytest.raises(Misfit) as caught:
         fit(model, [])
     assert (str(caught.value), caught.value.problems) == (
@@ -234,6 +241,7 @@ def test_what_is_no_json_is_refused_by_name():
         with pytest.raises(Misfit) as caught:
             fit(model_from({"a": "any", "b": "any"}), {"a": 1, "b": value})
         assert caught.value.problems == [("b", "is nested too deep, or is not plain JSON data")]
+        assert str(caught.value) == "b: is nested too deep, or is not plain JSON data"
     deep = {}
     for _ in range(5000):
         deep = {"a": deep}
@@ -257,12 +265,87 @@ def test_a_long_place_is_cut():
 def test_a_long_message_is_cut():
     """What jsonschema says has the value in it: the beginning and the end of it are enough."""
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    [problem] = said(schema, {"a": ["x" * 600, "x" * 600]})
-    assert problem.startswith("a: ['xxx")
-    assert problem.endswith("has non-unique elements")
-    assert len(problem) < 300
-    short = ["x" * 180, "x" * 180]
-    assert said(schema, {"a": short}) == [f"a: {short} has non-unique elements"]
+    longest, longer = ["x" * 184] * 2, ["x" * 185] * 2
+    assert said(schema, {"a": longest}) == [f"a: {longest} has non-unique elements"]
+    whole = f"{longer} has non-unique elements"
+    assert said(schema, {"a": longer}) == [f"a: {whole[:200]} … {whole[-60:]}"]
+
+
+def test_a_model_has_attributes():
+    """What is declared can be read as an attribute: its name made one of Python's, and told apart from all others."""
+    names = {
+        "first-name": "first_name",
+        "first_name": "first_name_",
+        "class": "class_",
+        "json": "json_",
+        "_x": "x",
+        "1st": "field_1st",
+        "$": "field",
+        "a b": "a_b",
+    }
+    declared = {name: {"type": "string", "description": f"the {name}"} for name in names}
+    model = model_from({"type": "object", "properties": declared})
+    data = model.model_validate({name: name for name in names})
+    assert {name: getattr(data, attribute) for name, attribute in names.items()} == {name: name for name in names}
+    assert list(model.model_fields) == list(names.values())
+    assert [field.description for field in model.model_fields.values()] == [f"the {name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "problem"),
+    [
+        ({"minProperties": 2}, {"a": "x"}, ": {'a': 'x'} does not have enough properties"),
+        ({"required": ["b"]}, {"a": "x"}, ": 'b' is a required property"),
+        ({"additionalProperties": False}, {"b": "x"}, "b: is not declared"),
+        ({"properties": {"a": {"required": ["b"]}}}, {"a": {}}, "a: 'b' is a required property"),
+        ({"properties": {"a": {"type": "object", "required": ["b"]}}}, {"a": {}}, "a: 'b' is a required property"),
+        (
+            {"properties": {"a": {"type": "object", "additionalProperties": False}}},
+            {"a": {"b": 1}},
+            "a.b: is not declared",
+        ),
+        (
+            {"properties": {"a": {"type": "object", "additionalProperties": {"type": "string"}}}},
+            {"a": {"b": 1}},
+            "a.b: 1 is not of type 'string'",
+        ),
+    ],
+)
+def test_every_word_of_a_schema_holds(schema, value, problem):
+    """Each word about an object is obeyed at the outermost and inside, whichever of the two checkers can say it."""
+    assert said({"type": "object", "properties": {"a": {"type": "string"}}, **schema}, value) == [problem]
+
+
+def test_an_object_is_open_unless_it_says_otherwise():
+    """JSON Schema lets extra properties be; they come back, also from inside and from lists."""
+    inner = {"type": "object", "properties": {"b": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"a": inner, "list": {"type": "array", "items": inner}}}
+    value = {"a": {"b": "x", "more": [1]}, "list": [{"more": 2}], "most": None}
+    assert read(schema, value) == value
+
+
+def test_words_that_are_no_patterns():
+    """Only `pattern` holds a pattern: what a text about it says is not tried."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "description": "not (?=x", "default": "(?=x"}}}
+    assert json_schema(schema) == schema
+
+
+def test_all_modifiers_at_once():
+    """The modifiers of a field can be combined freely, and each of them is in its JSON Schema."""
+    field = {"type": "array", "items": "string", "enum": [["x"]], "default": ["x"], "min": 1, "max": 2}
+    field |= {"optional": True, "nullable": True, "description": "what"}
+    assert json_schema({"a": field})["properties"]["a"] == {
+        "type": ["array", "null"],
+        "items": {"type": "string"},
+        "minItems": 1,
+        "maxItems": 2,
+        "enum": [["x"], None],
+        "description": "what",
+        "default": ["x"],
+    }
+    with pytest.raises(SchemaError) as caught:
+        json_schema({"a": {"type": "integer", "default": "3"}})
+    assert caught.value.message == """default '3' does not fit: must be a whole number, not "3\""""
 
 
 def test_modifiers_are_obeyed():
@@ -326,6 +409,8 @@ def test_any_property_name_can_be_declared():
         ({"a": [{"b": {"c": "strin"}}]}, "a.b.c", "did you mean 'string'?"),
         ({"a": {"type": "strng"}}, "a.type", "did you mean 'string'?"),
         ({"a": "xyz"}, "a", "'xyz' is not a type; the types are string, number"),
+        ({"a": "strin[]"}, "a", "did you mean 'string'?"),
+        ({"a": {"type": "string" + "[]" * 9}}, "a", "more than 8 deep"),
         ({"a": []}, "a", "is a type (string, number"),
         ({"a": ["string", "string"]}, "a", "is a type"),
         ({"x" * 65: "string"}, "x" * 65, "letters, digits"),
@@ -335,6 +420,12 @@ def test_any_property_name_can_be_declared():
         ({"type": "object", "properties": {"a": {"$id": "x"}}}, "properties.a.$id", "the outermost schema only"),
         ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "x"}]}}}, "properties.a.anyOf[0].$ref", "refused"),
         ({"type": "object", "properties": {"a": {"$dynamicRef": "x"}}}, "properties.a.$dynamicRef", "refused"),
+        ({"type": "object", "properties": {"a": {"$recursiveRef": "x"}}}, "properties.a.$recursiveRef", "refused"),
+        (
+            {"type": "object", "properties": {"a": {"anyOf": [{"pattern": "(?=x)"}]}}},
+            "properties.a.anyOf[0].pattern",
+            "no",
+        ),
         ({"type": "object", "properties": {"a": {"$ref": "#/allOf/1"}}, "allOf": [{}]}, "properties.a.$ref", "nowhere"),
         ({"type": "object", "properties": {"a": {"$ref": "#/allOf/x"}}, "allOf": [{}]}, "properties.a.$ref", "nowhere"),
         ({"type": "object", "required": "a"}, "required", "is not JSON Schema: 'a' is not of type 'array'"),
