@@ -200,12 +200,8 @@ def _attribute(key: str, taken: Mapping[str, Any]) -> str:
 
 def _beyond(schema: JsonSchema) -> bool:
     """Whether the schema has a word that the types made here do not say."""
-    kind = schema.get("type", "any")
-    if not isinstance(kind, str):
-        return True
-    return not set(schema) <= NOTES | {"type", "enum"} | ALLOWS.get(kind, set()) or not isinstance(
-        schema.get("additionalProperties", True), bool
-    )
+    said = NOTES | {"type", "enum"} | ALLOWS.get(schema.get("type", ""), set())
+    return not said.issuperset(schema) or not isinstance(schema.get("additionalProperties", True), bool)
 
 
 def type_of(schema: Any, name: str) -> tuple[Any, bool]:

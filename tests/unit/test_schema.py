@@ -297,6 +297,7 @@ def test_a_model_has_attributes():
         ({"minProperties": 2}, {"a": "x"}, ": {'a': 'x'} does not have enough properties"),
         ({"required": ["b"]}, {"a": "x"}, ": 'b' is a required property"),
         ({"additionalProperties": False}, {"b": "x"}, "b: is not declared"),
+        ({"properties": {"a": False}}, {"a": 1}, ": False schema does not allow 1"),
         ({"properties": {"a": {"required": ["b"]}}}, {"a": {}}, "a: 'b' is a required property"),
         ({"properties": {"a": {"type": "object", "required": ["b"]}}}, {"a": {}}, "a: 'b' is a required property"),
         (
