@@ -29,7 +29,7 @@ PROMPT, ANSWER, DELTA = 400, 1200, 4096
 
 
 class Saves(NamedTuple):
-    """A session that was saved after each of its turns: three appends a turn, as `step.py` makes them."""
+    """A session that was saved after each of its turns: three appends a turn, as `checkpoint.py` makes them."""
 
     turns: int
     written: int

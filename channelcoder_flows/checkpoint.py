@@ -7,6 +7,7 @@ append the turn. Knows nothing of prompts, and of a run only that it counts what
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,7 +20,15 @@ from channelcoder_flows.branching import fork_session
 from channelcoder_flows.config import OnUnfinished, Settings, child_environment
 from channelcoder_flows.conversation import Conversation, failure
 from channelcoder_flows.ending import to_the_end
-from channelcoder_flows.errors import ChannelCoderError, PlaceError, SessionConflict, TurnError
+from channelcoder_flows.errors import (
+    ChannelCoderError,
+    PlaceError,
+    SessionConflict,
+    TurnDied,
+    TurnError,
+    TurnStalled,
+    TurnTimeout,
+)
 from channelcoder_flows.exchange import last_total_cost
 from channelcoder_flows.journal import Check, Failed, Intent, Interactive, Journal, Moved, Started, StepRef, Turn, now
 from channelcoder_flows.journal import Run as RunEvent
@@ -32,6 +41,8 @@ from channelcoder_flows.turn import StreamChunk, TurnRequest
 
 if TYPE_CHECKING:
     from channelcoder_flows.claude_code import Answer, Cli, LiveClis
+
+_log = logging.getLogger(__name__)
 
 KEEP_ATTEMPTS = 10
 """Appends of a turn that others' appends may come before."""
@@ -97,9 +108,19 @@ class Checkpoint:
             if cli is not None:
                 await to_the_end(cli.end())
             raise
-        if self.around.live is not None and cli.idle:
-            await self.around.live.keep(cli, self._stand())
+        if not cli.ended:
+            await self._let_wait(cli)
         return turn
+
+    async def _let_wait(self, cli: Cli) -> None:
+        """Let a CLI wait for the next turn, or end it. The turn is recorded: what goes wrong here must not hide it."""
+        try:
+            if self.around.live is not None and cli.idle:
+                await self.around.live.keep(cli, self._stand())
+            else:
+                await to_the_end(cli.end())
+        except Exception:
+            _log.exception("session %r: a CLI that outlived its turn could not be ended", self.session.name)
 
     def _cli(self, *, resume: bool) -> Cli:
         from channelcoder_flows import claude_code
@@ -129,7 +150,12 @@ class Checkpoint:
         # A CLI that waited has the earlier turns' costs in its head, and not yet in the transcript.
         total = last_total_cost(contents.get(MAIN, b"")) if cli.total_cost_usd is None else cli.total_cost_usd
         intent = await self._intent(step, text, total)
-        answer = await self._ask(cli, intent)
+        try:
+            answer = await self._ask(cli, intent)
+        except BaseException as exc:
+            if (arrived := await to_the_end(self._ended_badly(intent, exc))) is not None:
+                return arrived
+            raise
         try:
             return await self._record(cli, intent, answer)
         except ChannelCoderError as exc:
@@ -152,36 +178,50 @@ class Checkpoint:
         )
 
     async def _ask(self, cli: Cli, intent: Intent) -> Answer:
-        """Make it durable that the turn is about to start, and run the CLI.
-
-        Whatever ends it badly is recorded, however often we are cancelled meanwhile.
-        """
+        """Make it durable that the turn is about to start, and run the CLI."""
         from channelcoder_flows import claude_code
 
         async def started(process: Process) -> None:
             await self.session.append(Started(turn_id=intent.turn_id, process=process.ident))
 
-        try:
-            await self.session.append(intent)
-            return await claude_code.run_turn(
-                cli,
-                self.request.model_copy(update={"prompt": intent.prompt}),
-                turn_id=intent.turn_id,
-                on_chunk=self.around.on_chunk,
-                on_started=started,
-                stay=self.around.live is not None and claude_code.can_stay(self.request.options),
-            )
-        except BaseException as exc:
-            if self.session.journal.intent == intent:
-                await to_the_end(self._failed(intent, exc))
-            raise
+        await self.session.append(intent)
+        return await claude_code.run_turn(
+            cli,
+            self.request.model_copy(update={"prompt": intent.prompt}),
+            turn_id=intent.turn_id,
+            on_chunk=self.around.on_chunk,
+            on_started=started,
+            stay=self.around.live is not None and claude_code.can_stay(self.request.options),
+        )
+
+    async def _ended_badly(self, intent: Intent, exc: BaseException) -> Turn | None:
+        """Record what became of the turn; return it where the answer had arrived before the CLI was gone."""
+        if self.session.journal.intent != intent:
+            return None
+        if isinstance(exc, TurnDied | TurnStalled | TurnTimeout):
+            try:
+                turn = await self.conversation.adopt(intent)
+            except ChannelCoderError as not_kept:
+                not_kept.answer = exc.text
+                raise
+            if turn is not None:
+                self._count(turn)
+                self.around.notice(f"{exc.message.partition(':')[0]}; its answer had arrived, and is kept")
+                return turn
+        await self._failed(intent, exc)
+        return None
+
+    def _count(self, turn: Turn) -> None:
+        if self.run is not None:
+            self.run.count(turn.cost_usd, turns=1)
 
     async def _record(self, cli: Cli, intent: Intent, answer: Answer) -> Turn:
         """Keep the answer, with what the transcript grew by."""
         after = await self.conversation.read()
         ours, typed = self.conversation.part(after, intent.turn_id)
         written = ours is not None and (ours.finished_output if intent.structured else ours.finished)
-        if cli.idle and (typed or ours is None or not written or ours.moved):
+        whole = after.get(MAIN, b"").endswith(b"\n")
+        if not cli.ended and (not cli.idle or typed or ours is None or not (written and whole) or ours.moved):
             # It has more to write, or would go on from elsewhere than a new one.
             await cli.end()
             after = await self.conversation.read()
@@ -216,8 +256,7 @@ class Checkpoint:
             files=marks,
             delta=delta,
         )
-        if self.run is not None:
-            self.run.count(turn.cost_usd, turns=1)
+        self._count(turn)
         joined: list[Interactive] = []
         if typed:
             joined = [self.conversation.typed_meanwhile(after, typed, answer.total_cost_usd)]

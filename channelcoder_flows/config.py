@@ -261,7 +261,7 @@ _CLOUDS = {
 
 _OUTER_SESSION = re.compile(
     "CLAUDECODE$|CLAUDE_CODE_(EXECPATH|SSE_PORT|TASK_LIST|ENTRYPOINT|SESSION_|CHILD_|HOST_|BRIDGE_|REMOTE|SDK_|TEAM"
-    "|LAUNCHED_|STARTER_)"
+    "|LAUNCHED_|STARTER_|MESSAGING_|\\w+_FILE_DESCRIPTOR$)"
 )
 """What Claude Code 2.1.330 tells the processes of its own session: with these a turn would think it is part of it."""
 

@@ -56,24 +56,33 @@ class Conversation:
             return
         if journal.process is not None and await self.place.end_stale(journal.process):
             self.on_notice("ended what was left of a turn whose process died")
+        if await self.adopt(intent):
+            self.on_notice(
+                f"step {intent.step.key or 'turn'}: the answer had arrived before the crash; nothing is paid again"
+            )
+            return
         where = self._transcript(intent.session_id, intent.cwd)
-        await asyncio.to_thread(where.mend)
         contents = await asyncio.to_thread(where.read)
         if not files.grown_from(contents, self.marks):
             # Another machine, or a clean-up: nothing of this turn can be known here.
             contents = {}
-        ours, typed = self.part(contents, intent.turn_id)
-        if ours is not None and (ours.finished_output if intent.structured else ours.finished):
-            await self._adopt(intent, ours, contents, typed)
-            self.on_notice(
-                f"step {intent.step.key or 'turn'}: the answer had arrived before the crash; nothing is paid again"
-            )
-        else:
-            error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
-            total = self._total_before(contents, intent)
-            await self.fail(intent, error, contents, total, keep=intent.recovery == "continue", where=where)
+        error = TurnError("the process died in the middle of the turn", kind="died", retryable=True)
+        total = self._total_before(contents, intent)
+        await self.fail(intent, error, contents, total, keep=intent.recovery == "continue", where=where)
 
-    async def _adopt(self, intent: Intent, ours: Exchange, contents: Contents, typed: list[Exchange]) -> None:
+    async def adopt(self, intent: Intent) -> Turn | None:
+        """Record the turn whose answer had arrived in full, though nobody came to say so; None: it had not."""
+        where = self._transcript(intent.session_id, intent.cwd)
+        await asyncio.to_thread(where.mend)
+        contents = await asyncio.to_thread(where.read)
+        if not files.grown_from(contents, self.marks):
+            return None
+        ours, typed = self.part(contents, intent.turn_id)
+        if ours is None or not (ours.finished_output if intent.structured else ours.finished):
+            return None
+        return await self._adopt(intent, ours, contents, typed)
+
+    async def _adopt(self, intent: Intent, ours: Exchange, contents: Contents, typed: list[Exchange]) -> Turn:
         """Take the answer that had arrived; what was typed after it joins as interactive."""
         before = self._total_before(contents, intent)
         until = {**contents, MAIN: contents[MAIN][: self._main_mark().length + ours.end]} if typed else contents
@@ -104,6 +113,7 @@ class Conversation:
         await self.session.append(turn, deltas=deltas)
         if typed:
             await self._join_typed(contents, typed, ours.total_cost or before)
+        return turn
 
     async def fail(
         self,

@@ -135,6 +135,7 @@ class _Reader:
         self.usages: dict[str, Usage] = {}
         self.model = ""
         self.stopped = False
+        self.over = False
         self.calls: dict[str, Any] = {}
         self.output: Any = None
         self.output_given = False
@@ -153,6 +154,10 @@ class _Reader:
             return
         if "cwd" in entry:
             self.cwds[1:] = [entry["cwd"]]
+        # What follows a whole answer that way is said to a note of Claude Code's own.
+        self.over |= _is_note(entry) and (self.stopped or self.output_given)
+        if self.over:
+            return
         if kind == "assistant":
             self._take_answer(entry, as_object(entry.get("message")))
         elif kind == "user":
@@ -209,8 +214,8 @@ def _asked(entry: dict[str, Any]) -> str | None:
     """Return the text of a message that someone sent, None for everything else."""
     if entry.get("type") != "user" or entry.get("isMeta") or entry.get("isSidechain") or entry.get("isCompactSummary"):
         return None
-    if as_object(entry.get("origin")).get("kind", "human") != "human":
-        return None  # a note of Claude Code's own, such as what became of a command in the background
+    if _is_note(entry):
+        return None
     content = _content(entry)
     if isinstance(content, str):
         return content
@@ -219,6 +224,11 @@ def _asked(entry: dict[str, Any]) -> str | None:
         return None
     texts = [str(block.get("text") or "") for block in blocks if block.get("type") == "text"]
     return "\n".join(texts) if texts else None
+
+
+def _is_note(entry: dict[str, Any]) -> bool:
+    """Return whether Claude Code tells itself something, such as what became of a command in the background."""
+    return as_object(entry.get("origin")).get("kind", "human") != "human"
 
 
 def _content(entry: dict[str, Any]) -> object:

@@ -121,6 +121,8 @@ class Session:
         run = current_run()
         if run is not None and (self._settings.live if self._live is None else self._live):
             return run.live_clis()
+        if self._clis is not None and self._clis.closed:
+            self._clis = None  # the block of the session that this is a fork of was left
         if self._live and self._clis is None:
             raise UsageError(
                 "live=True needs an end: use the session as `async with Session(…, live=True) as session:`"

@@ -176,15 +176,16 @@ def _truncate(file: Path, length: int) -> None:
         file.unlink()
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for nobody but the user, whatever the umask."""
     # `mkdir(parents=True)` makes only the last one private.
     if not folder.is_dir():
-        _make_private(folder.parent)
+        make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _write_whole(file: Path, data: bytes) -> None:
-    _make_private(file.parent)
+    make_private(file.parent)
     new = file.with_name(f".{file.name}.{os.getpid()}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:

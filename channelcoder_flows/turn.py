@@ -169,7 +169,9 @@ class TurnResult(Frozen):
     denials: tuple[str, ...] = Field(default=(), description="Tools that Claude asked for and did not get.")
     commit: str | None = None
     replayed: bool = Field(default=False, description="Taken from the journal: nothing was spent.")
-    adopted: bool = Field(default=False, description="Found finished in the transcript after a crash.")
+    adopted: bool = Field(
+        default=False, description="Found finished in the transcript: its process died before it said so."
+    )
 
     def __str__(self) -> str:
         return self.text

@@ -14,6 +14,7 @@ from claude_agent_sdk import ClaudeSDKClient, Message, ResultMessage
 from channelcoder_flows.claude_code.options import command, process_environment, sdk_options
 from channelcoder_flows.claude_code.scrub import Scrub, is_asked_for
 from channelcoder_flows.claude_code.transport import OnStarted, PlaceTransport
+from channelcoder_flows.ending import to_the_end
 from channelcoder_flows.places.base import Place, Process
 from channelcoder_flows.turn import TurnRequest
 
@@ -56,7 +57,7 @@ class Cli:
         self._next: asyncio.Task[Message | None] | None = None
         self.session_id = session_id
         again = replace(options, resume=session_id, session_id=None)
-        self.told = (place.spec, command(claude, again), environment)
+        self.told = (place.spec, _identity(place.cwd), command(claude, again), environment)
         """All that is fixed for its life: a turn that is told something else needs another."""
         self.total_cost_usd: float | None = None
         """US dollars of the whole conversation after its last answer; None before the first."""
@@ -79,12 +80,15 @@ class Cli:
             return
         self._transport.on_started = on_started
         if is_asked_for(self._env) and self._place.spec.kind == "host":
-            self._scrub = await asyncio.to_thread(Scrub.begin, self._env, self._place.cwd)
+            await to_the_end(self._begin_scrub())
         await self._client.connect()
         if self._scrub is not None:
             self._scrub.started()
         self._messages = aiter(self._client.receive_messages())
         self._listen()
+
+    async def _begin_scrub(self) -> None:
+        self._scrub = await asyncio.to_thread(Scrub.begin, self._env, self._place.cwd)
 
     def _listen(self) -> None:
         # Also between two turns: what comes then, comes unasked.
@@ -156,6 +160,15 @@ class Cli:
         finally:
             if self._scrub is not None:
                 await asyncio.to_thread(self._scrub.end)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return which folder a path leads to now; None: to none. Links change, and so does what was removed and made."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _answers(result: ResultMessage, turn_id: str) -> bool:

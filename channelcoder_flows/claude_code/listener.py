@@ -105,7 +105,7 @@ class Listener:
                     self.retry_after = max(0.0, message.rate_limit_info.resets_at - time.time())
             case SystemMessage() if message.subtype == "api_retry":
                 self._take_retry(message.data)
-            case SystemMessage() if message.subtype.startswith(("task_", "background_")):
+            case SystemMessage() if message.subtype.startswith(("task_", "background_", "compact_")):
                 self._went_on = True
             case _:
                 pass

@@ -20,19 +20,24 @@ MOST = 4
 """Idle CLIs of one owner: each takes about 200 MB. The one that has waited longest makes room."""
 
 LEAVES_NOTHING = frozenset(
-    {"Bash", "Edit", "Glob", "Grep", "NotebookEdit", "Read", "StructuredOutput", "WebFetch", "WebSearch", "Write"}
+    {"Bash", "Edit", "Glob", "Grep", "NotebookEdit", "Read", "StructuredOutput", "WebSearch", "Write"}
 )
-"""The tools after which a process is as good as a new one, unless they go on in the background."""
+"""The tools after which a process is as good as a new one, unless they go on in the background.
+
+(It keeps the pages that WebFetch got for a while, and would not see that they have changed.)
+"""
+STEADY_MODES = frozenset({None, "default", "acceptEdits", "dontAsk", "bypassPermissions"})
+"""The permission modes that a turn leaves as they were: a plan may be accepted, and `auto` counts what it denied."""
 
 
 def can_stay(options: TurnOptions) -> bool:
     """Return whether a process that is told this can take a second turn just like a first one.
 
-    A budget counts a process and not a turn, a fallback model may stick, a plan that is accepted changes the permission
-    mode, MCP servers keep state; and settings, with all they load, are read when a process starts.
+    A budget counts a process and not a turn, a fallback model may stick, MCP servers keep state; and settings, with all
+    they load, are read when a process starts.
     """
     apart = (options.max_budget_usd, options.fallback_model, options.mcp_config, options.permission_prompt_tool)
-    return not any(apart) and not options.setting_sources and options.permission_mode != "plan"
+    return not any(apart) and not options.setting_sources and options.permission_mode in STEADY_MODES
 
 
 def leaves_nothing(tool: str, given: Mapping[str, Any]) -> bool:
@@ -45,6 +50,7 @@ class LiveClis:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Cli, object]] = {}
+        self.closed = False
         self._loop = asyncio.get_running_loop()
 
     async def take(self, like: Cli, stand: object) -> Cli | None:
@@ -58,23 +64,29 @@ class LiveClis:
         kept, left = self._kept.pop(like.session_id, (None, None))
         if kept is None:
             return None
-        if kept.idle and kept.told == like.told and left == stand and await kept.alone():
-            return kept
-        await to_the_end(kept.kill())
-        return None
+        as_good = False
+        try:
+            as_good = kept.idle and kept.told == like.told and left == stand and await kept.alone()
+        finally:
+            if not as_good:
+                await to_the_end(kept.kill())
+        return kept if as_good else None
 
     async def keep(self, cli: Cli, stand: object) -> None:
         """Let an idle CLI wait for the next turn of its session; `stand` is where it leaves the conversation."""
-        if asyncio.get_running_loop() is not self._loop:
+        if self.closed or asyncio.get_running_loop() is not self._loop:
             await to_the_end(cli.kill())
             return
+        before, _ = self._kept.pop(cli.session_id, (None, None))
         self._kept[cli.session_id] = (cli, stand)
-        if len(self._kept) > MOST:
-            longest, _ = self._kept.pop(next(iter(self._kept)))
-            await to_the_end(longest.kill())
+        if before is None and len(self._kept) > MOST:
+            before, _ = self._kept.pop(next(iter(self._kept)))
+        if before is not None:
+            await to_the_end(before.kill())
 
     async def close(self) -> None:
-        """End all of them."""
+        """End all of them, and whatever would wait from now on."""
+        self.closed = True
         waiting = [cli for cli, _ in self._kept.values()]
         self._kept.clear()
         await to_the_end(_kill(waiting))

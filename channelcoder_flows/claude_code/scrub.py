@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from channelcoder_flows.errors import PlaceError
+from channelcoder_flows.transcript import make_private
 
 SWITCH = "CLAUDE_CODE_SUBPROCESS_ENV_SCRUB"
 IN_DIRECTORY = """
@@ -74,7 +76,7 @@ class Placeholders:
 
     def expect(self) -> None:
         """Note what is not there yet, before the CLI starts."""
-        self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._record.parent)
         self._lock = os.open(self._record, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         while True:
             if self._is_alone():
@@ -147,7 +149,10 @@ class Placeholders:
             return
         if path.is_dir():
             path.rmdir()  # an empty one, or none
-        elif path.stat().st_mtime_ns <= until and path.read_bytes() in (b"", b"."):
+            return
+        status = path.stat()
+        small = stat.S_ISREG(status.st_mode) and status.st_size <= 1
+        if small and status.st_mtime_ns <= until and path.read_bytes() in (b"", b"."):
             path.unlink()
 
     def _size_of_exclude(self) -> int | None:
@@ -202,7 +207,8 @@ class Scrub:
     def started(self) -> None:
         """Tell it that the CLI has said its first words."""
         for folder in self._folders:
-            folder.are_there()
+            with suppress(OSError):  # as in `end`
+                folder.are_there()
 
     def end(self) -> None:
         """Take away what the CLI, which has ended, left behind. Safe to call again."""

@@ -214,7 +214,7 @@ def _polite_end() -> Generator[None]:
 
     Prefect's own way raises an exception wherever the event loop is just then, in the saving of a turn too.
     """
-    ours, theirs = signal.getsignal(signal.SIGTERM), getattr(engine, SIGTERM_HANDLER)
+    ours, theirs = signal.getsignal(signal.SIGTERM), getattr(engine, SIGTERM_HANDLER, None)
     setattr(engine, SIGTERM_HANDLER, ours if callable(ours) else theirs)
     try:
         yield

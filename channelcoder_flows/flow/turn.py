@@ -99,12 +99,12 @@ async def _take(
         on_unfinished=on_unfinished,
         live=held.live_clis(),
     )
-    _live.set(_Live(opened, step, around))
+    _handed.set(_Handed(opened, step, around))
     return await _task_for(step)(step=step.name, session=opened.name)
 
 
 @dataclass(slots=True)
-class _Live:
+class _Handed:
     """What a turn needs and Prefect must not see: live objects never cross its boundary."""
 
     session: OpenSession
@@ -114,25 +114,25 @@ class _Live:
     """When the next attempt can help, in the loop's time: the API may ask for more patience than the prompt."""
 
 
-_live: ContextVar[_Live] = ContextVar("channelcoder_live_turn")
+_handed: ContextVar[_Handed] = ContextVar("channelcoder_live_turn")
 
 
 @task(name="turn", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
 async def _turn(step: str, session: str) -> TurnResult:
-    live = _live.get()
+    handed = _handed.get()
     logger = get_run_logger()
     tools: list[str] = []
-    around = replace(live.around, on_chunk=_listener(logger, tools))
+    around = replace(handed.around, on_chunk=_listener(logger, tools))
     loop = asyncio.get_running_loop()
-    await asyncio.sleep(max(0.0, live.not_before - loop.time()))
+    await asyncio.sleep(max(0.0, handed.not_before - loop.time()))
     try:
-        result = await run_step(live.session, live.step, around)
+        result = await run_step(handed.session, handed.step, around)
     except TurnError as exc:
-        live.not_before = loop.time() + (exc.retry_after or 0.0)
+        handed.not_before = loop.time() + (exc.retry_after or 0.0)
         raise
     source = "from the journal, nothing spent" if result.replayed else f"${result.cost_usd:.4f}"
     logger.info("turn %d of session %r: %s (%s)", result.turn, result.session.name, result.outcome, source)
-    await publish(result, live.step.prompt.bind(live.step.data), tools, logger)
+    await publish(result, handed.step.prompt.bind(handed.step.data), tools, logger)
     return result
 
 

@@ -119,7 +119,7 @@ def try_lock(path: Path) -> int | None:
 def new_file(path: Path) -> Generator[int]:
     """Make a file that is to be renamed, and take it away where that fails. While it is locked, `sweep` leaves it."""
     while (descriptor := try_lock(path)) is None:
-        pass  # it is what a killed process left, and is being swept
+        time.sleep(FIRST_DELAY)  # it is what a killed process left, and is being swept
     try:
         yield descriptor
     except BaseException:

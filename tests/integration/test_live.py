@@ -1,4 +1,4 @@
-"""One live CLI over a session's turns: nothing but the time it takes tells it from a process a turn."""
+"""One live CLI over a session's turns: what is said, recorded and paid is the same as with a process a turn."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def converse(session: Session) -> list[Any]:
 
 
 async def test_the_same_as_a_process_each(scripted_model: Start, tmp_path: Path) -> None:
-    """Live or not, the model hears the same, the results and costs are the same, the journal says the same."""
+    """Live or not, the model is told the same, the results and costs are the same, the journal says the same."""
     model = scripted_model(SCRIPT)
     told: list[Any] = []
     for live in (True, False):
@@ -64,7 +64,10 @@ async def test_the_same_as_a_process_each(scripted_model: Start, tmp_path: Path)
             before = len(model.requests)
             results = await converse(session)
             # Claude Code's own reminders name ids and times; what was said does not.
-            heard = [[(m["role"], _words(m)) for m in r.messages] for r in model.requests[before:]]
+            heard = [
+                ([(m["role"], _words(m)) for m in r.messages], r.model, r.tools, r.system)
+                for r in model.requests[before:]
+            ]
             kinds = [event.kind for event in session.opened.journal.events]
             told.append((results, heard, kinds, [round(t.cost_usd, 9) for t in session.opened.journal.turns]))
             used = processes(session)
@@ -241,6 +244,37 @@ async def test_our_own_death(scripted_model: Start, tmp_path: Path) -> None:
     assert turns[2].adopted
     assert [round(turn.cost_usd, 6) for turn in turns] == [0.0008, 0.0008, 0.0016, 0.0008]
     assert model.paid("/^Due/") == 2
+
+
+async def test_a_block_left_during_a_turn(scripted_model: Start, tmp_path: Path) -> None:
+    """A turn that still runs when its session's block is left ends its own process; so does a fork's, later."""
+    model = scripted_model(SCRIPT)
+    async with Session("s", cwd=tmp_path, live=True) as session:
+        await session.claude("Uno")
+        fork = await session.fork("fork")
+        running = asyncio.create_task(session.claude("Slow"))
+        await asyncio.to_thread(model.wait_for, "/^Slow/")
+    model.release("gate")
+    assert (await running).text == "Slow."
+    assert nothing_runs(session)
+    with pytest.raises(UsageError, match="async with"):
+        await fork.claude("Uno")
+
+
+async def test_a_link_that_leads_elsewhere(scripted_model: Start, tmp_path: Path) -> None:
+    """A directory that is another one by the next turn is worked in as it is then."""
+    scripted_model([{"reply": [bash("pwd -P > $HOME/where; touch here"), "Well."]}])
+    here = tmp_path / "current"
+    (tmp_path / "home").mkdir(exist_ok=True)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    here.symlink_to("one")
+    async with Session("s", cwd=here, live=True) as session:
+        await session.claude("Uno", tools="Bash")
+        here.unlink()
+        here.symlink_to("two")
+        await session.claude("Due", tools="Bash")
+    assert (tmp_path / "two" / "here").exists()
 
 
 async def test_few_of_them_wait(scripted_model: Start, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hand import events_in_store, files_of, markers, owner, projects, said, transcript_of, until
 
 from channelcoder_flows import Prompt, Session
+from channelcoder_flows.claude_code import find_claude
 from channelcoder_flows.exchange import exchanges
 from channelcoder_flows.journal import Event, Failed, Interactive, Turn
 from channelcoder_flows.places.host import marked
@@ -113,6 +114,30 @@ async def test_during_a_tool(
     after = transcript_of(session).read_bytes()
     assert after.startswith(before)
     assert [exchange.prompt for exchange in exchanges(after)] == ["Begin", "End"]
+
+
+LAST_WORD_LOST = """#!/bin/sh
+'{claude}' "$@" | {{ sed -u '/"type":"result"/Q'; kill -s KILL 0; }}
+"""
+
+
+@pytest.mark.parametrize("text", ["Plain", REPORT], ids=["plain", "structured"])
+async def test_a_cli_that_died_with_the_answer_written(
+    scripted_model: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Where the whole answer is in the transcript, and only the CLI's last word is lost, it is the turn's answer."""
+    model = scripted_model(SCRIPT)
+    await Session("s", cwd=tmp_path).claude("Begin")
+    (tmp_path / "claude").write_text(LAST_WORD_LOST.format(claude=find_claude()))
+    (tmp_path / "claude").chmod(0o700)
+    monkeypatch.setenv("CHANNELCODER_CLAUDE_PATH", str(tmp_path / "claude"))
+    session = Session("s", cwd=tmp_path)
+    prompt = Prompt.parse(text, path="step.md") if text.startswith("---") else text
+    result = await session.claude(prompt, tools="Bash")
+    assert (result.text, result.output) == (('{"n":1}', {"n": 1}) if text == REPORT else ("The answer.", None))
+    assert (result.adopted, result.turn, result.cost_usd > 0, result.cost_estimated) == (True, 2, True, True)
+    assert model.paid(f"/^{text.split()[-1]}$/") == 2
+    assert (tmp_path / "log").read_text() == "once\n"
 
 
 @pytest.mark.parametrize("text", ["Plain", REPORT], ids=["plain", "structured"])

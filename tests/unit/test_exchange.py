@@ -101,6 +101,15 @@ def test_a_note_of_claude_codes_own() -> None:
     assert (exchange.prompt, exchange.text) == ("Hi", "Hello.")
 
 
+def test_an_answer_to_a_note() -> None:
+    """What Claude says to a note of Claude Code's own is not the answer to what was asked before."""
+    note = line("user", uuid="n", message={"content": "<task-notification>"}, origin={"kind": "task-notification"})
+    begun = answered(call("Bash", {}), stop="tool_use", id="m2")
+    for more in (answered(text("Noted."), id="m2"), begun):
+        exchange = only(asked("Hi") + answered(text("Hello."), id="m1") + note + more)
+        assert (exchange.text, exchange.finished, exchange.model_calls) == ("Hello.", True, 1)
+
+
 def test_where_commands_run() -> None:
     """A conversation that went to another directory is noticed: a new process would begin in the first one."""
     assert only(asked("Hi", cwd="/a") + answered(text("Hello."), cwd="/a/b")).moved
