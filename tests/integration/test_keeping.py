@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from channelcoder_flows import FileSessionStorage, Session
-from channelcoder_flows.errors import ChannelCoderError, OutputInvalid
+from channelcoder_flows.claude_code import find_claude
+from channelcoder_flows.errors import ChannelCoderError, OutputInvalid, TurnError
 from channelcoder_flows.journal import Check, Failed, Journal, StepRef, Turn, now
 from channelcoder_flows.prompt import Prompt
 from channelcoder_flows.testing.model import ScriptedModel
@@ -81,6 +82,24 @@ async def test_a_session_that_is_gone_loses_no_answer(scripted_model: Any, tmp_p
     failed = await meanwhile(model, "work", vanish, tmp_path)
     assert isinstance(failed, ChannelCoderError)
     assert failed.answer == "Built."
+
+
+async def test_a_turn_without_a_transcript_is_no_turn(
+    scripted_model: Any, claude_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claude Code answers and keeps no transcript: nothing could go on from that, so it is an error, with its cost."""
+    scripted_model([{"reply": "Said."}])
+    cli = tmp_path / "claude"
+    cli.write_text(f'#!/bin/sh\n{find_claude(None)} "$@"\nrm -rf {claude_env["CLAUDE_CONFIG_DIR"]}/projects\n')
+    cli.chmod(0o700)
+    monkeypatch.setenv("CHANNELCODER_CLAUDE_PATH", str(cli))
+    session = Session("work", cwd=tmp_path)
+    with pytest.raises(TurnError, match=r"kept no transcript under .*: make it writable, then run again") as caught:
+        await session.claude("Plan it")
+    assert (caught.value.kind, caught.value.text, caught.value.session) == ("not-saved", "Said.", "work")
+    [failed] = [event for event in session.opened.journal.events if isinstance(event, Failed)]
+    assert (failed.error, failed.text, session.turns) == ("not-saved", "Said.", 0)
+    assert failed.cost_usd == session.cost_usd == caught.value.cost_usd > 0
 
 
 async def test_claude_gives_up_on_the_form(scripted_model: Any, tmp_path: Path) -> None:

@@ -383,3 +383,25 @@ def test_deltas_that_are_no_base64_are_refused() -> None:
     assert "/w==" in text
     with pytest.raises(ValidationError):
         SessionState.model_validate_json(text.replace("/w==", "/w=*="))
+
+
+def test_a_journal_begins_with_nothing() -> None:
+    """Before its first event nothing is open, nothing made, and nothing forked; the first says since when it is."""
+    journal = Journal()
+    assert (journal.intent, journal.process, journal.created, journal.origin) == (None, None, None, None)
+    created = Created(name="s", session_id="c")
+    journal.apply(created)
+    assert (journal.created, journal.totals.created, journal.totals.name) == (created, created.at, "s")
+
+
+def test_the_deltas_of_a_transcript() -> None:
+    """A transcript is all that was said since the last conversation that was attached, from the first turn on."""
+    writer = Writer()
+    writer.turn()
+    writer.failed()
+    writer.turn()
+    assert writer.journal.intent is None
+    assert writer.journal.deltas() == ["d1", "d3"]
+    writer.attached()
+    writer.turn()
+    assert writer.journal.deltas() == ["d4", "d5"]

@@ -163,6 +163,7 @@ def test_a_field_may_be_json_schema():
     [
         ({"type": "string"}, ["type"]),
         ({"type": "string", "note": "string"}, ["type", "note"]),
+        ({"type": "array"}, ["type"]),
         ({"type": "array", "items": "string"}, ["type", "items"]),
         ({"type": "boolean", "items": "bool"}, ["type", "items"]),
     ],
@@ -171,6 +172,19 @@ def test_a_field_may_be_called_like_a_keyword(declaration, names):
     """`type` and `items` are ordinary names as long as their values are types."""
     assert list(json_schema(declaration)["properties"]) == names
     assert list(json_schema({"a": {**declaration, "b": "string"}})["properties"]["a"]["properties"]) == [*names, "b"]
+
+
+@pytest.mark.parametrize(
+    "sign", [{"$schema": "https://json-schema.org/draft/2020-12/schema"}, {"$ref": "#/$defs/a"}, {"$defs": {}}]
+)
+def test_a_sign_of_json_schema_is_enough(sign):
+    """What names its version or refers to a definition is JSON Schema, whatever else it holds."""
+    given = {"type": "object", "ours": {"type": "string"}, "$defs": {"a": {"type": "object"}}, **sign}
+    if "$schema" in sign:
+        del given["$defs"]
+    assert json_schema(given)["ours"] == {"type": "string"}
+    if "$ref" in sign:
+        assert json_schema({"$ref": "#/place", "place": {"type": "object"}})["type"] == "object"
 
 
 def test_references_are_followed_inside_the_declaration():
@@ -282,6 +296,7 @@ def test_a_model_has_attributes():
         "1st": "field_1st",
         "$": "field",
         "a b": "a_b",
+        "X": "X",
     }
     declared = {name: {"type": "string", "description": f"the {name}"} for name in names}
     model = model_from({"type": "object", "properties": declared})
@@ -431,7 +446,7 @@ def test_any_property_name_can_be_declared():
         ({"type": "object", "properties": {"a": {"$ref": "#/allOf/x"}}, "allOf": [{}]}, "properties.a.$ref", "nowhere"),
         ({"type": "object", "required": "a"}, "required", "is not JSON Schema: 'a' is not of type 'array'"),
         ({"type": ["object", "null"]}, "", "type: object"),
-        ({"oneOf": [{"type": "object"}]}, "", "type: object"),
+        *(({word: [{"type": "object"}]}, "", "has type: object") for word in ("anyOf", "oneOf", "allOf")),
         ({"type": "object", "oneOf": [{}]}, "", "cannot have oneOf"),
         ({"type": "object", "allOf": [{}]}, "", "cannot have allOf"),
         ({"type": "object", "properties": {"a": {"type": "strin"}}}, "properties.a.type", "is not JSON Schema"),

@@ -153,6 +153,8 @@ def test_what_is_no_expression_stays(text):
         ("{kind == true ? a : b}", "b"),
         ("{first-name}", "Ada"),
         ("{last-name}", ""),
+        ("{first-name.initial}", ""),
+        ("{first-name.initial == null ? a : b}", "a"),
         ('{kind == other ? "a" : "b"}', '{kind == other ? "a" : "b"}'),
         ("{true ? a : b}", "{true ? a : b}"),
     ],
