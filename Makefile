@@ -8,7 +8,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check format bench docs recording clean
+.PHONY: help demo test coverage mutate torture check format bench docs recording clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,6 +18,13 @@ demo: $(READY) ## A flow of real Claude Code turns, killed and resumed; no key n
 
 test: $(READY) ## Every test in its short form (ARGS are pytest's)
 	$(PYTEST) $(ARGS)
+
+coverage: $(READY) ## The same, with the branches that no test takes; fails under 90 %
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+mutate: $(READY) ## Change template, schema, journal and step, and see which change no test notices
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutation]'
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 torture: $(READY) ## The long form of the promises, with its seeds and tables (CHANNELCODER_SEED=… brings one back)
 	$(PYTEST) -m torture -rP $(ARGS)
@@ -43,7 +50,7 @@ recording: $(READY) ## Make the README's picture of the demo anew
 	$(BIN)/python -m channelcoder_flows.demo.record docs/demo.svg
 
 clean: ## Remove what the other targets made
-	rm -rf .venv build dist benchmarks/.peers .pytest_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage*
+	rm -rf .venv build dist benchmarks/.peers .pytest_cache .ruff_cache .hypothesis .mutation .import_linter_cache htmlcov .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -35,7 +35,9 @@ def newcomer(tmp_path: Path) -> dict[str, str]:
         "CHANNELCODER_SESSION_DIR": str(tmp_path / "home" / "sessions"),
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
     }
-    return {"PATH": os.environ["PATH"], **mine}
+    # `make coverage` counts what runs here too.
+    coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.environ["PATH"], **mine, **coverage}
 
 
 def left_in(env: dict[str, str]) -> list[str]:
