@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from channelcoder_flows import FileSessionStorage, Session
+from channelcoder_flows import run as run_module
 from channelcoder_flows.claude_code import find_claude
 from channelcoder_flows.errors import ChannelCoderError, OutputInvalid, TurnError
 from channelcoder_flows.journal import Check, Failed, Journal, StepRef, Turn, now
 from channelcoder_flows.prompt import Prompt
+from channelcoder_flows.run import Run
 from channelcoder_flows.testing.model import ScriptedModel
 
 HELD = [{"when": "Build", "reply": {"hold": "gate", "text": "Built."}}, {"reply": "fine"}]
@@ -100,6 +102,24 @@ async def test_a_turn_without_a_transcript_is_no_turn(
     [failed] = [event for event in session.opened.journal.events if isinstance(event, Failed)]
     assert (failed.error, failed.text, session.turns) == ("not-saved", "Said.", 0)
     assert failed.cost_usd == session.cost_usd == caught.value.cost_usd > 0
+
+
+async def test_a_run_counts_what_it_spends(
+    scripted_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns and failed attempts are added up for the run they were made in, and a replay adds nothing."""
+    scripted_model([{"when": "Fail", "reply": {"error": 400, "times": 9}}, {"reply": "fine"}])
+    run = Run("run", owner="me")
+    monkeypatch.setattr(run_module, "_find", [lambda: run])
+    session = Session("work", cwd=tmp_path)
+    await session.claude("Plan it", key="plan")
+    with pytest.raises(TurnError):
+        await session.claude("Fail", key="fail")
+    assert (run.turns, run.cost_usd) == (1, pytest.approx(session.cost_usd))
+    assert run.cost_usd > 0
+    spent, run = run.cost_usd, Run("run", owner="me")
+    assert (await Session("work", cwd=tmp_path).claude("Plan it", key="plan")).replayed
+    assert (run.turns, run.cost_usd, spent > 0) == (0, 0.0, True)
 
 
 async def test_claude_gives_up_on_the_form(scripted_model: Any, tmp_path: Path) -> None:
