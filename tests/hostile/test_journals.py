@@ -235,10 +235,8 @@ def test_no_damage_is_read_as_a_session(kept: Kept, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.torture
-def test_no_damage_at_any_byte_is_read_as_a_session(kept: Kept, caplog: pytest.LogCaptureFixture):
+def test_no_damage_at_any_byte_is_read_as_a_session(kept: Kept, caplog: pytest.LogCaptureFixture, seed: int):
     """Every byte cut at, every bit flipped, two thousand random edits."""
-    seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
-    print(f"seed {seed}")
     table: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: Counter[str] = Counter()
     for damage in corpus(kept, seed, every=True):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,10 +133,8 @@ def test_every_change_is_seen(kept: Kept, tmp_path: Path):
 
 
 @pytest.mark.torture
-def test_hundreds_of_changes_are_seen(kept: Kept, tmp_path: Path):
+def test_hundreds_of_changes_are_seen(kept: Kept, tmp_path: Path, seed: int):
     """Three hundred bit flips, and a cut at every third byte of the conversation."""
-    seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
-    print(f"seed {seed}")
     seen = Counter[str]()
     for kind, change in changes(kept, Kept(tmp_path, "other"), seed, 300):
         change()
@@ -321,10 +318,8 @@ async def test_a_turn_that_the_journal_lost_is_still_there(live: Live, tmp_path:
 
 
 @pytest.mark.torture
-async def test_claude_gets_the_whole_conversation_after_twenty_cuts(live: Live, tmp_path: Path):
+async def test_claude_gets_the_whole_conversation_after_twenty_cuts(live: Live, tmp_path: Path, seed: int):
     """Twenty random cuts, and two sessions whose conversations were swapped, through the real CLI."""
-    seed = int(os.environ.get("CHANNELCODER_SEED") or time.time())
-    print(f"seed {seed}")
     await damage_and_go_on(live, random.Random(seed), 20)
     other = Session("other", cwd=tmp_path)
     await other.claude("Other")

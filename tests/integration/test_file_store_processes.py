@@ -4,11 +4,9 @@ import asyncio
 import hashlib
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -47,35 +45,6 @@ def write_turns(root: Path, writer: int, turns: int, conflicts: Connection) -> N
     conflicts.send(asyncio.run(work()))
 
 
-def write_until_killed(root: Path, acknowledged: Connection) -> None:
-    """Append turns with deltas, and say each number once it is acknowledged."""
-
-    async def work() -> None:
-        session = await OpenSession.load(FileSessionStorage(root), "s")
-        while True:
-            number = session.journal.seq
-            data = number.to_bytes(2) * 5000
-            turn = a_turn("s", number, text="x" * 20_000).model_copy(update={"delta": hashlib.sha256(data).hexdigest()})
-            await session.append(turn, deltas={str(turn.delta): data})
-            acknowledged.send(number + 1)
-
-    asyncio.run(work())
-
-
-def save_until_killed(root: Path, saved: Connection) -> None:
-    """Save a short and a long session in turns under one name."""
-
-    async def work() -> None:
-        store = FileSessionStorage(root)
-        states = [a_state("s", turns=2), a_state("s", turns=30)]
-        while True:
-            for state in states:
-                await store.save(state)
-                saved.send(len(state.journal))
-
-    asyncio.run(work())
-
-
 def hold_lock(root: Path, held: Connection) -> None:
     """Take the turn lock, say so, and keep it."""
 
@@ -108,53 +77,6 @@ async def test_writers_lose_nothing(tmp_path: Path, count: int, each: int):
     print({"writers": count, "turns": len(turns), "conflicts": refused})
 
 
-async def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path):
-    """Killed with SIGKILL at 20 random moments of writing: no session is torn, no acknowledged turn is gone."""
-    store = FileSessionStorage(tmp_path)
-    await store.append("s", a_session("s", turns=0), expect=0)
-    chance = random.Random(20)
-    for _ in range(20):
-        acknowledged, say = processes.Pipe(duplex=False)
-        writer = processes.Process(target=write_until_killed, args=(tmp_path, say))
-        writer.start()
-        say.close()
-        last = 0
-        for _ in range(chance.randint(1, 6)):
-            last = acknowledged.recv()
-        time.sleep(chance.random() * 0.004)  # the moment of the kill, anywhere in an append
-        writer.kill()
-        writer.join()
-        while acknowledged.poll():
-            try:
-                last = acknowledged.recv()
-            except EOFError:
-                break
-        state = await store.load("s")
-        assert len(state.journal) >= last
-        assert set(state.deltas) == {turn.delta for turn in Journal(state.journal).turns if turn.delta}
-        (info,) = await store.list()
-        assert info.turns == len(state.journal) - 1
-        await store.append("s", [a_turn("s", 0)], expect=len(state.journal))
-
-
-async def test_killed_saves_leave_one_session_or_the_other(tmp_path: Path):
-    """Killed with SIGKILL while a session is saved over: it is the old one or the new one, whole."""
-    store = FileSessionStorage(tmp_path)
-    whole = {len(state.journal): state for state in (a_state("s", turns=2), a_state("s", turns=30))}
-    chance = random.Random(10)
-    for _ in range(10):
-        saved, say = processes.Pipe(duplex=False)
-        writer = processes.Process(target=save_until_killed, args=(tmp_path, say))
-        writer.start()
-        for _ in range(chance.randint(2, 5)):
-            saved.recv()
-        time.sleep(chance.random() * 0.004)  # the moment of the kill, anywhere in a save
-        writer.kill()
-        writer.join()
-        state = await store.load("s")
-        assert state == whole[len(state.journal)]
-
-
 async def test_a_killed_holder_frees_the_lock(tmp_path: Path):
     """The turn lock of a process that was killed with SIGKILL is free at once, and until then names its holder."""
     store = FileSessionStorage(tmp_path)
@@ -167,15 +89,14 @@ async def test_a_killed_holder_frees_the_lock(tmp_path: Path):
             pass
     waiting = asyncio.Event()
 
-    async def take() -> float:
+    async def take() -> None:
         async with store.lock("s", on_wait=waiting.set):
-            return time.monotonic()
+            pass
 
     taking = asyncio.create_task(take())
     await waiting.wait()
-    killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    assert await asyncio.wait_for(taking, 10) - killed < 1
+    await asyncio.wait_for(taking, 10)
     holder.join()
 
 

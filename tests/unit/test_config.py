@@ -267,7 +267,8 @@ def test_cloud_credentials_only_for_that_cloud(switch: str, credential: str) -> 
 def test_an_outer_session_does_not_leak_in(pass_env: tuple[str, ...]) -> None:
     """Started from inside Claude Code, a turn is still a session of its own."""
     outer = ["CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SSE_PORT", "CLAUDE_CODE_SESSION_ID"]
-    environ = dict.fromkeys([*outer, "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_MAX_RETRIES"], "x")
+    outer += ["CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"]
+    environ = dict.fromkeys([*outer, "CLAUDE_CODE_MAX_RETRIES"], "x")
     assert child(SETTINGS.model_copy(update={"pass_env": pass_env}), **environ) == {"CLAUDE_CODE_MAX_RETRIES"}
 
 
