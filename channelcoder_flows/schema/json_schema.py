@@ -192,7 +192,7 @@ def first_error(schema: JsonSchema, data: Any) -> tuple[tuple[str | int, ...], s
 
 @cache
 def _in_linear_time(validator: Any) -> Any:
-    """Return a validator class whose `pattern` takes time linear in the value, whatever the pattern.
+    """Return a validator class whose patterns take time linear in the value, whatever they are.
 
     With Python's own expressions, 30 characters and `^(a+)+$` keep a process busy for minutes, and deaf to every limit.
     """
@@ -202,7 +202,26 @@ def _in_linear_time(validator: Any) -> Any:
         if isinstance(instance, str) and not _matcher(expression).isinstance_python(instance):
             yield ValidationError(f"{instance[:100]!r} does not match {expression!r}")
 
-    return cast("Any", validators).extend(validator, {"pattern": pattern})
+    def pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        for expression, inner in patterns.items() if validator.is_type(instance, "object") else ():
+            for key, value in instance.items():
+                if _matcher(expression).isinstance_python(key):
+                    yield from validator.descend(value, inner, path=key, schema_path=expression)
+
+    def additional_properties(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        if validator.is_type(instance, "object"):
+            matchers = [_matcher(expression) for expression in schema.get("patternProperties", ())]
+            known = schema.get("properties", {})
+            fits = [key for key in instance if key in known or any(each.isinstance_python(key) for each in matchers)]
+            yield from others(validator, wanted, {k: v for k, v in instance.items() if k not in fits}, {})
+
+    others = validator.VALIDATORS["additionalProperties"]
+    linear = {
+        "pattern": pattern,
+        "patternProperties": pattern_properties,
+        "additionalProperties": additional_properties,
+    }
+    return cast("Any", validators).extend(validator, linear)
 
 
 @cache
@@ -214,11 +233,15 @@ def _matcher(pattern: str) -> Any:
 
 
 def _patterns(schema: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Yield the place and text of each pattern in a schema."""
+    """Yield the place and text of each pattern in a schema, of texts and of names."""
     if isinstance(schema, dict):
         for key, value in as_mapping(schema).items():
             if key == "pattern" and isinstance(value, str):
                 yield (*place, key), value
+            elif key == "patternProperties" and isinstance(value, dict):
+                for name, inner in as_mapping(value).items():
+                    yield (*place, key, name), name
+                    yield from _patterns(inner, (*place, key, name))
             elif key not in _DATA:
                 yield from _patterns(value, (*place, key))
     elif isinstance(schema, list):

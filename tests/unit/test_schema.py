@@ -432,6 +432,7 @@ def test_any_property_name_can_be_declared():
         ({"x" * 65: "string"}, "x" * 65, "letters, digits"),
         ({"a": {"type": "string", "pattern": 3}}, "a.pattern", "3 is not of type 'string'"),
         ({"a": {"type": "string", "pattern": "(?=x)"}}, "a.pattern", "linear time"),
+        ({"type": "object", "patternProperties": {"(?=x)": {}}}, "patternProperties.(?=x)", "linear time"),
         ({"a": {"type": "object", "properties": {"b": {"$ref": "#/x"}}}}, "a", "$ref needs the whole"),
         ({"type": "object", "properties": {"a": {"$id": "x"}}}, "properties.a.$id", "the outermost schema only"),
         ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "x"}]}}}, "properties.a.anyOf[0].$ref", "refused"),
@@ -565,6 +566,11 @@ def test_no_value_keeps_a_pattern_busy():
     """A pattern that Python would try for years is matched at once; one that cannot be is refused where it stands."""
     declaration = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
     assert said(declaration, {"a": "a" * 60 + "!"}) == [f"a: '{'a' * 60}!' does not match '^(a+)+$'"]
+    inner = {"type": "object", "patternProperties": {"^(a+)+$": {"type": "string"}}, "additionalProperties": False}
+    names = {"type": "object", "properties": {"a": inner}}
+    assert read(names, {"a": {"aaa": "x"}}) == {"a": {"aaa": "x"}}
+    assert "not of type 'string'" in said(names, {"a": {"aaa": 3}})[0]
+    assert "unexpected" in said(names, {"a": {"a" * 60 + "!": "x"}})[0]
     assert read(declaration, {"a": "a" * 60}) == {"a": "a" * 60}
     declaration["properties"]["a"]["pattern"] = "^(?!b)"
     with pytest.raises(SchemaError, match="no looking ahead") as caught:
