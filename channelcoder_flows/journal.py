@@ -232,26 +232,32 @@ class Totals(Frozen):
 
     def after(self, event: Event) -> Totals:
         """Return the totals with `event` counted."""
-        new: dict[str, Any] = {"last_active": max(self.last_active or event.at, event.at)}
+        name, created = self.name, self.created
+        messages, turns, cost_usd = self.messages, self.turns, self.cost_usd
         match event:
             case Created():
-                new |= {"name": event.name, "created": event.at}
+                name, created = event.name, event.at
             case Turn():
-                new |= {"turns": self.turns + 1, "messages": self.messages + 2}
-                if not event.inherited:
-                    new["cost_usd"] = self.cost_usd + event.cost_usd
+                turns, messages = turns + 1, messages + 2
+                cost_usd += 0.0 if event.inherited else event.cost_usd
             case Failed():
-                new["cost_usd"] = self.cost_usd + event.cost_usd
+                cost_usd += event.cost_usd
             case Interactive():
-                new |= {
-                    "messages": self.messages + len(event.messages),
-                    "cost_usd": self.cost_usd + event.cost_usd,
-                }
+                messages += len(event.messages)
+                cost_usd += event.cost_usd
             case Rewind():
-                new |= {"turns": event.to, "messages": event.message_count}
+                turns, messages = event.to, event.message_count
             case _:
                 pass
-        return self.model_copy(update=new)
+        # Not validated again: a long session has thousands of events, and each is counted whenever it is loaded.
+        return Totals.model_construct(
+            name=name,
+            created=created,
+            last_active=max(self.last_active or event.at, event.at),
+            messages=messages,
+            turns=turns,
+            cost_usd=cost_usd,
+        )
 
     def info(self, path: str) -> SessionInfo:
         """Return the totals of a session as a line of `session list`."""

@@ -39,6 +39,7 @@ from channelcoder_flows.storage.journal_file import (
     find_deltas,
     make_line,
     misplaced,
+    nothing_collected,
     read_back,
     read_lines,
     read_tail,
@@ -155,14 +156,14 @@ class SessionDirectory:
 
         Only the lines that hold them are read and checked; for 0 that is all of the journal.
         """
-        with self._locked(shared=True) as journal:
+        with self._locked(shared=True) as journal, nothing_collected():
             try:
                 lines = read_back(journal, self._tail(journal), since, self.journal) if since else None
             except JournalDamaged:
                 lines = None  # reading all of it says which line
             if lines is None:
                 lines = self._lines(journal)
-        return tuple(self._events(lines, since))
+            return tuple(self._events(lines, since))
 
     def state(self) -> SessionState:
         """Return the whole session, deltas included. Raises `JournalDamaged`."""
